@@ -1,0 +1,3 @@
+from provision.cli import entry_point
+
+entry_point()

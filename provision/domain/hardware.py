@@ -1,0 +1,145 @@
+"""What a machine is made of: what the driver reported, or what the catalog knows about a part.
+
+`None` means "not known", never "none". All memory in bytes, bandwidth in bytes/s.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from enum import StrEnum
+
+from provision.domain.finding import Finding
+from provision.domain.record import record
+
+
+class MemoryKind(StrEnum):
+    DEDICATED = "dedicated"
+    """Memory on the card."""
+    UNIFIED = "unified"
+    """The accelerator works in the host's memory; the pool belongs to the host."""
+
+
+class Origin(StrEnum):
+    DETECTED = "detected"
+    CATALOG = "catalog"
+    DECLARED = "declared"
+
+
+@record
+class AcceleratorSpec:
+    """A card (or the accelerator of a chip) as the catalog knows it."""
+
+    id: str
+    name: str
+    vendor: str
+    """nvidia, amd, intel or apple."""
+    device_class: str
+    """Key into efficiency.toml: parts that share memory kind and software stack, e.g. `nvidia-gddr`."""
+    reported_names: tuple[str, ...] = ()
+    """Exact names that drivers print for it."""
+    aliases: tuple[str, ...] = ()
+    """What people type, e.g. "RTX 4090"."""
+    memory_kind: MemoryKind
+    memory_bytes: int | None
+    """Nominal size; for unified memory the largest pool sold."""
+    reported_memory_bytes: int | None = None
+    """What the driver reports as total, where known; it wins over the nominal size when planning."""
+    memory_bandwidth_bytes_per_s: float | None
+    fp16_flops_per_s: float | None = None
+    """Dense FP16/BF16 matrix rate with FP32 accumulation where the vendor states it, else the shader rate."""
+    power_limit_w: float | None = None
+    pcie: str | None = None
+    released: date | None = None
+    provenance: dict[str, str]
+    """Field name to source id, for every number."""
+    notes: str | None = None
+
+
+@record
+class MemoryPool:
+    total_bytes: int | None
+    available_bytes: int | None = None
+    bandwidth_bytes_per_s: float | None = None
+
+
+@record
+class Accelerator:
+    index: int
+    vendor: str
+    name: str
+    """As the driver reports it, or the catalog's name for a planned part."""
+    catalog_id: str | None = None
+    device_class: str | None = None
+    memory_kind: MemoryKind = MemoryKind.DEDICATED
+    memory: MemoryPool | None = None
+    """The card's own pool; None for unified memory and where the driver says nothing."""
+    fp16_flops_per_s: float | None = None
+    power_limit_w: float | None = None
+    uuid: str | None = None
+    driver_version: str | None = None
+    cuda_version: str | None = None
+    compute_capability: str | None = None
+    ecc_enabled: bool | None = None
+    pcie: str | None = None
+
+
+@record
+class Cpu:
+    model: str | None
+    architecture: str | None
+    physical_cores: int | None = None
+    logical_cores: int | None = None
+
+
+@record
+class Disk:
+    path: str
+    """The directory asked about (the model path), not the mount point."""
+    total_bytes: int | None
+    free_bytes: int | None
+
+
+@record
+class OperatingSystem:
+    id: str | None
+    """`debian`, `ubuntu`, ... as in os-release."""
+    version: str | None
+    name: str | None
+    kernel: str | None
+
+
+@record
+class InstalledModel:
+    name: str
+    size_bytes: int | None
+    digest: str | None = None
+    quantization: str | None = None
+
+
+@record
+class RunningEngine:
+    id: str
+    """ollama, vllm or llamacpp."""
+    url: str
+    version: str | None
+    models: tuple[InstalledModel, ...] = ()
+
+
+@record
+class Machine:
+    name: str
+    origin: Origin
+    cpu: Cpu | None = None
+    memory: MemoryPool
+    accelerators: tuple[Accelerator, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    operating_system: OperatingSystem | None = None
+    engines: tuple[RunningEngine, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    """What was noticed while looking, each with a hint."""
+
+    def pool_of(self, accelerator: Accelerator) -> MemoryPool:
+        """The memory that `accelerator` computes from: its own, or the host's when it is unified."""
+        if accelerator.memory_kind is MemoryKind.UNIFIED or accelerator.memory is None:
+            return self.memory
+        return accelerator.memory

@@ -1,0 +1,225 @@
+"""Models, their builds, engines, and how efficiently engines use hardware: catalog records."""
+
+from __future__ import annotations
+
+from datetime import date
+from enum import StrEnum
+from typing import Literal
+
+from provision.domain.record import record
+
+
+@record
+class AttentionLayers:
+    """Layers that keep a key and a value per token: full attention, or a sliding window."""
+
+    kind: Literal["attention"] = "attention"
+    count: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window_tokens: int | None = None
+
+
+@record
+class LatentAttentionLayers:
+    """Multi-head latent attention (DeepSeek): one compressed vector per token and layer."""
+
+    kind: Literal["latent"] = "latent"
+    count: int
+    latent_dim: int
+    rope_dim: int
+
+
+@record
+class StateLayers:
+    """Recurrent layers: a state of fixed size per sequence."""
+
+    kind: Literal["state"] = "state"
+    count: int
+    state_bytes_per_sequence: int
+
+
+Layers = AttentionLayers | LatentAttentionLayers | StateLayers
+
+
+class ModelTask(StrEnum):
+    TEXT = "text"
+    EMBEDDING = "embedding"
+
+
+@record
+class ModelSpec:
+    id: str
+    """The name people type: the Ollama tag where there is one, e.g. `llama3.1:8b`."""
+    name: str
+    family: str
+    task: ModelTask = ModelTask.TEXT
+    aliases: tuple[str, ...] = ()
+    parameters: int | None
+    active_parameters: int | None = None
+    """Parameters read for one token; None for dense models (all of them)."""
+    hidden_size: int
+    feed_forward_size: int | None = None
+    attention_heads: int
+    vocabulary_size: int
+    context_tokens_max: int
+    tied_embeddings: bool
+    layers: tuple[Layers, ...]
+    license: str | None = None
+    hugging_face_repo: str | None = None
+    provenance: dict[str, str]
+    notes: str | None = None
+
+    @property
+    def layer_count(self) -> int:
+        return sum(group.count for group in self.layers)
+
+
+@record
+class Quantization:
+    id: str
+    container: Literal["gguf", "safetensors"]
+    bits_per_weight: float
+    """Nominal mean; never used where a file size is known."""
+    embedding_bits_per_weight: float
+    """Of the input embedding table, which stays on the host in llama.cpp and is read one row per token."""
+    rank: int
+    """Order of quality, higher is nearer to the original."""
+    provenance: dict[str, str]
+
+
+class Precision(StrEnum):
+    EXACT = "exact"
+    """A published file's size, to the byte."""
+    COMPUTED = "computed"
+    """Tensor list x type sizes, exact for standard quantization mixes; metadata of some MB is left out."""
+    ROUNDED = "rounded"
+
+
+@record
+class ModelBuild:
+    model: str
+    quantization: str
+    weights_bytes: int
+    precision: Precision
+    ollama_tag: str | None = None
+    """Tag that pulls exactly this build."""
+    artifact: str | None = None
+    """File or repository the size belongs to."""
+    source: str
+
+
+@record
+class ReleaseArchive:
+    architecture: str
+    """As the kernel names it: x86_64 or aarch64."""
+    file: str
+    sha256: str | None = None
+    """None: the checksum list beside the release is used."""
+
+
+@record
+class EngineSpec:
+    """Defaults and memory policy of one engine version: one record, used by sizing, roles and documentation alike."""
+
+    id: str
+    version: str
+    containers: tuple[str, ...]
+    multi_device: Literal["none", "layer_split", "tensor_parallel"]
+    partial_offload: bool
+    """Whether layers may stay in host memory."""
+    default_context_tokens: int | None
+    memory_fraction: float | None = None
+    """Share of a device's total memory that the engine takes (vLLM)."""
+    device_overhead_bytes: int
+    """Runtime context per device (CUDA context, libraries)."""
+    device_reserve_bytes: int
+    """Left free by the engine on each device."""
+    batch_tokens: int
+    """Tokens per prefill step (llama.cpp's ubatch); sets the compute buffer."""
+    archives: tuple[ReleaseArchive, ...] = ()
+    provenance: dict[str, str]
+
+
+@record
+class Efficiency:
+    """Seconds per token = slowdown x bytes / bandwidth + overhead: fitted on measurements, by class of device."""
+
+    device_class: str
+    engine: str
+    quantization_family: str
+    """`f16`, `quantized`, or `any`."""
+    slowdown: float
+    """At least 1: how much longer reading the weights takes than at the full published bandwidth."""
+    overhead_s: float
+    """Fixed time per token (kernel launches, sampling)."""
+    low_ratio: float
+    high_ratio: float
+    """Measured / expected at the 10th and 90th percentile: the 80 % interval."""
+    prefill_ratio: float | None = None
+    """Share of the published matrix rate that prefill reaches."""
+    prefill_low_ratio: float | None = None
+    prefill_high_ratio: float | None = None
+    samples: int
+    source: str
+
+
+@record
+class Source:
+    id: str
+    title: str
+    url: str | None = None
+    kind: Literal["vendor_spec", "vendor_config", "file_size", "measured", "derived", "community"]
+    checked_on: date
+
+
+@record
+class Price:
+    hardware: str
+    usd: float
+    on: date
+    region: str | None = None
+    source: str
+
+
+@record
+class Tier:
+    """A class of machine people ask for by name."""
+
+    id: str
+    title: str
+    users: str
+    accelerators: tuple[str, ...]
+    """Catalog ids, one per card."""
+    alternatives: tuple[tuple[str, ...], ...] = ()
+    memory_bytes: int
+    memory_platform: str | None = None
+    disk_bytes: int | None = None
+    cpu: str | None = None
+    provenance: dict[str, str]
+
+
+@record
+class Claim:
+    """What somebody says runs on a tier, kept as a claim beside what is computed."""
+
+    tier: str
+    model: str | None = None
+    quantization: str | None = None
+    claimed_tokens_per_s: float | None = None
+    text: str
+    verdict: str | None = None
+    source: str
+
+
+@record
+class MemoryPlatform:
+    """Host memory of a kind of machine: what a planned machine's RAM can stream."""
+
+    id: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    bandwidth_bytes_per_s: float
+    """Theoretical peak: channels x 8 bytes x transfer rate."""
+    provenance: dict[str, str]

@@ -1,0 +1,79 @@
+"""Files that carry results: plans, machines, benchmark runs. JSON, versioned, read strictly, written atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import fields, is_dataclass
+from datetime import date
+from pathlib import Path
+from typing import TypeVar
+
+from provision.errors import InvalidFile
+
+T = TypeVar("T")
+
+
+def to_plain(value: object) -> object:
+    """`default=` for `json.dumps`: a record becomes an object of its fields, a date its ISO form, a path its text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` atomically: readers see the old file or the new one, never a part. Raises InvalidFile."""
+    text = json.dumps(value, default=to_plain, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InvalidFile(f"cannot write {path}: {error.strerror}", hint="give another path with -o") from error
+
+
+def read_json(path: Path, kind: type[T], *, what: str, version_key: str, version: int, hint: str) -> T:
+    """A record of type `kind` from `path`, strictly validated.
+
+    A file of a newer schema version is refused by its version before anything else is looked at. Raises InvalidFile
+    with `hint`, which says how to make a good one.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InvalidFile(f"cannot read {what} {path}: {error.strerror}", hint=hint) from error
+    except ValueError as error:
+        raise InvalidFile(f"{path} is not JSON: {error}", hint=hint) from error
+    found = document.get(version_key) if isinstance(document, dict) else None
+    if not isinstance(found, int):
+        raise InvalidFile(f"{path} is not a {what}: it has no '{version_key}'", hint=hint)
+    if found > version:
+        raise InvalidFile(
+            f"{path} is a {what} of version {found}; this provision reads up to version {version}",
+            hint="pip install --upgrade provision-llm",
+            code="newer-version",
+        )
+    return validate(document, kind, source=str(path), hint=hint)
+
+
+def validate(document: object, kind: type[T], *, source: str, hint: str) -> T:
+    """`document` (plain JSON values) as a record; the first fault is told with its place. Raises InvalidFile."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(document, default=to_plain))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InvalidFile(f"{source}: {place}: {first['msg']}", hint=hint) from error
