@@ -1,0 +1,26 @@
+"""Gets the lab ready: installs what it needs and builds what is cached. `python -m tests.lab.setup`"""
+
+from __future__ import annotations
+
+import sys
+
+from tests.lab import requirements
+from tests.lab.rootfs import cached_root
+
+
+def main() -> int:
+    """Prints a line per step. Exit code 0 also where the lab cannot run: its tests then skip with the reason."""
+
+    def report(line: str) -> None:
+        print(f"lab: {line}", flush=True)
+
+    if reason := requirements.install(report):
+        report(f"not available: {reason}")
+        return 0
+    cached_root(report=report)
+    report("ready")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
