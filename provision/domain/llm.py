@@ -84,6 +84,8 @@ class Quantization:
     """Nominal mean; never used where a file size is known."""
     embedding_bits_per_weight: float
     """Of the input embedding table, which stays on the host in llama.cpp and is read one row per token."""
+    output_bits_per_weight: float
+    """Of the output matrix where it is not tied to the embedding table; k-quant mixes keep it in a better type."""
     rank: int
     """Order of quality, higher is nearer to the original."""
     provenance: dict[str, str]

@@ -1,0 +1,225 @@
+"""Which builds run on a machine: enumerate, place, check, predict, rank. Every "no" keeps its reason and its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from provision.domain.finding import Finding
+from provision.domain.hardware import Machine
+from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, ModelTask, Quantization
+from provision.domain.plan import (
+    Candidate,
+    CapacityBasis,
+    Placement,
+    Rejection,
+    RejectionReason,
+    Workload,
+)
+from provision.sizing import memory
+from provision.sizing.speed import EfficiencyOf, speed
+from provision.units import format_bytes, format_tokens, format_tokens_per_s
+
+Build = tuple[ModelSpec, ModelBuild, Quantization]
+
+
+def assess(
+    machine: Machine,
+    model: ModelSpec,
+    build: ModelBuild,
+    quantization: Quantization,
+    engine: EngineSpec,
+    workload: Workload,
+    efficiency_of: EfficiencyOf,
+    basis: CapacityBasis = "total",
+) -> Candidate:
+    """Place one build on `machine`, itemise and predict it: the one function behind `estimate`, `plan` and the rest.
+
+    `fits` says whether the memory holds it; the speed is given either way.
+    """
+    placement, estimate = memory.place(machine, model, build, quantization, engine, workload, basis)
+    predicted = speed(machine, model, build, engine.id, placement, estimate, workload, efficiency_of)
+    candidate = Candidate(
+        id=f"{model.id}/{build.quantization}@{engine.id}",
+        model=model.id,
+        quantization=build.quantization,
+        engine=engine.id,
+        ollama_tag=build.ollama_tag,
+        weights_bytes=build.weights_bytes,
+        context_tokens=workload.context_tokens,
+        users=workload.users,
+        memory=estimate,
+        fits=memory.fits(estimate),
+        placement=placement,
+        speed=predicted,
+    )
+    findings = _findings(machine, model, candidate, workload)
+    if not findings:
+        return candidate
+    from dataclasses import replace
+
+    return replace(candidate, findings=tuple(findings))
+
+
+def plan_builds(
+    machine: Machine,
+    builds: Iterable[Build],
+    engines: Sequence[EngineSpec],
+    workload: Workload,
+    efficiency_of: EfficiencyOf,
+    *,
+    basis: CapacityBasis = "total",
+    disk_free_bytes: int | None = None,
+) -> tuple[list[Candidate], list[Rejection]]:
+    """Candidates, best first, and rejections, nearest miss first.
+
+    Ranked by: fully on the accelerators (or no accelerator at all), then parameters, then quantization, then speed. A
+    smaller model that is resident goes before a larger one that spills.
+    """
+    candidates: list[tuple[Candidate, ModelSpec, Quantization]] = []
+    rejections: list[Rejection] = []
+    for model, build, quantization in builds:
+        for engine in engines:
+            refused = _refuse(model, build, quantization, engine, workload, disk_free_bytes)
+            if refused is not None:
+                rejections.append(refused)
+                continue
+            candidate = assess(machine, model, build, quantization, engine, workload, efficiency_of, basis)
+            if candidate.fits:
+                candidates.append((candidate, model, quantization))
+            else:
+                rejections.append(_does_not_fit(candidate, machine))
+    candidates.sort(key=lambda item: _rank(machine, *item), reverse=True)
+    rejections.sort(key=lambda r: (r.shortfall_bytes is None, r.shortfall_bytes or 0, r.model, r.quantization))
+    return [candidate for candidate, _, _ in candidates], rejections
+
+
+def is_resident(candidate: Candidate) -> bool:
+    """All layers on accelerators."""
+    return candidate.placement.gpu_layers == candidate.placement.layers
+
+
+def _rank(machine: Machine, candidate: Candidate, model: ModelSpec, quantization: Quantization) -> tuple[float, ...]:
+    resident = is_resident(candidate) or not machine.accelerators
+    decode = candidate.speed.decode_tokens_per_s.expected if candidate.speed else 0.0
+    return (
+        float(model.task is ModelTask.TEXT),
+        float(resident),
+        float(model.parameters or 0),
+        float(quantization.rank),
+        decode,
+    )
+
+
+def _refuse(
+    model: ModelSpec,
+    build: ModelBuild,
+    quantization: Quantization,
+    engine: EngineSpec,
+    workload: Workload,
+    disk_free_bytes: int | None,
+) -> Rejection | None:
+    """What can be judged without placing anything."""
+
+    def because(
+        reason: RejectionReason, message: str, *, shortfall: int | None = None, hint: str | None = None
+    ) -> Rejection:
+        return Rejection(
+            model=model.id,
+            quantization=build.quantization,
+            engine=engine.id,
+            reason=reason,
+            shortfall_bytes=shortfall,
+            message=message,
+            hint=hint,
+        )
+
+    if quantization.container not in engine.containers:
+        return because(
+            RejectionReason.ENGINE_CANNOT_LOAD,
+            f"{engine.id} {engine.version} does not load {quantization.container} files",
+        )
+    if workload.context_tokens > model.context_tokens_max:
+        return because(
+            RejectionReason.CONTEXT_TOO_LONG,
+            f"{model.id} was trained for {format_tokens(model.context_tokens_max)} tokens of context, "
+            f"{format_tokens(workload.context_tokens)} asked for",
+            hint=f"--context {model.context_tokens_max}",
+        )
+    if disk_free_bytes is not None and build.weights_bytes > disk_free_bytes:
+        return because(
+            RejectionReason.DISK_TOO_SMALL,
+            f"the download of {format_bytes(build.weights_bytes)} exceeds the {format_bytes(disk_free_bytes)} "
+            "free at the model path",
+            shortfall=build.weights_bytes - disk_free_bytes,
+        )
+    return None
+
+
+def _does_not_fit(candidate: Candidate, machine: Machine) -> Rejection:
+    worst = min(
+        (d for d in candidate.memory.devices if d.headroom_bytes is not None), key=lambda d: d.headroom_bytes or 0
+    )
+    return Rejection(
+        model=candidate.model,
+        quantization=candidate.quantization,
+        engine=candidate.engine,
+        reason=RejectionReason.DOES_NOT_FIT,
+        shortfall_bytes=memory.shortfall_bytes(candidate.memory),
+        message=f"needs {format_bytes(worst.total_bytes)} on {worst.name}, "
+        f"which has {format_bytes(worst.capacity_bytes)}"
+        + (f"; {candidate.placement.gpu_layers} of {candidate.placement.layers} layers would be on accelerators"
+           if machine.accelerators else ""),
+    )  # fmt: skip
+
+
+def _findings(machine: Machine, model: ModelSpec, candidate: Candidate, workload: Workload) -> list[Finding]:
+    findings = []
+    placement = candidate.placement
+    if machine.accelerators and placement.gpu_layers < placement.layers:
+        findings.append(_partial_offload(machine, candidate))
+    if candidate.speed is None and model.task is ModelTask.TEXT:
+        findings.append(_unknown_speed(machine, placement))
+    if any(d.device == "host" and d.capacity_bytes is None for d in candidate.memory.devices):
+        findings.append(
+            Finding(
+                code="host-memory-unknown",
+                message="the size of the host's memory is not given; whether its share fits is not judged",
+                hint="--ram 64GiB",
+            )
+        )
+    return findings
+
+
+def _partial_offload(machine: Machine, candidate: Candidate) -> Finding:
+    placement = candidate.placement
+    cards = [d for d in candidate.memory.devices if d.device != "host"]
+    capacity = sum(d.capacity_bytes or 0 for d in cards) or sum(
+        machine.pool_of(a).total_bytes or 0 for a in machine.accelerators
+    )
+    host = next(d for d in candidate.memory.devices if d.device == "host")
+    text = (
+        f"{candidate.model} {candidate.quantization} does not fit in {format_bytes(capacity)} of VRAM: "
+        f"{placement.gpu_layers} of {placement.layers} layers do, {format_bytes(host.total_bytes)} stay in host memory"
+    )
+    if candidate.speed:
+        decode = candidate.speed.decode_tokens_per_s
+        text += (
+            f"; decode about {format_tokens_per_s(decode.expected)} tokens/s "
+            f"({format_tokens_per_s(decode.low)} to {format_tokens_per_s(decode.high)})"
+        )
+    return Finding(code="partial-offload", message=text)
+
+
+def _unknown_speed(machine: Machine, placement: Placement) -> Finding:
+    if placement.gpu_layers < placement.layers and machine.memory.bandwidth_bytes_per_s is None:
+        return Finding(
+            code="host-bandwidth-unknown",
+            message=f"{placement.layers - placement.gpu_layers} of {placement.layers} layers run from host memory, "
+            "whose bandwidth is not known, so no speed is given",
+            hint="--memory-platform ddr5-5600-2ch",
+        )
+    return Finding(
+        code="efficiency-unknown",
+        message="no measurement of this class of accelerator is in the catalog, so no speed is given",
+        hint="provision catalog list hardware",
+    )
