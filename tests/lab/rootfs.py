@@ -88,7 +88,9 @@ def mount_copy(pristine: Path, layer: Path) -> Path:
         (layer / name).mkdir(parents=True, exist_ok=True)
     options = f"lowerdir={pristine},upperdir={layer / 'upper'},workdir={layer / 'work'}"
     # The layer may itself lie on an overlay (a container): the kernel refuses that.
-    mounted = subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, root], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "overlay", "overlay", "-o", options, root], capture_output=True, check=False
+    )
     if mounted.returncode != 0:
         root.rmdir()
         _run(["cp", "-a", "--reflink=auto", str(pristine), str(root)])
@@ -115,7 +117,9 @@ def _sources(suite: str) -> list[str]:
         check=False,
     ).stdout
     wanted = {suite, f"{suite}-updates", f"{suite}-security"}
-    found = dict.fromkeys(tuple(line.split()) for line in listing.splitlines() if line.split()[1:] and line.split()[1] in wanted)
+    found = dict.fromkeys(
+        tuple(line.split()) for line in listing.splitlines() if line.split()[1:] and line.split()[1] in wanted
+    )
     lines = [f"deb {uri} {release} main" for uri, release in found]
     return lines if any(line.split()[2] == suite for line in lines) else []
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 
 from tests.lab import requirements
+from tests.lab.ollama_release import ollama_release
+from tests.lab.registry import build_models_folder
 from tests.lab.rootfs import cached_root
 
 
@@ -18,6 +20,7 @@ def main() -> int:
         report(f"not available: {reason}")
         return 0
     cached_root(report=report)
+    build_models_folder(ollama_release(report=report), report=report)
     report("ready")
     return 0
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-READ_STATE_SCRIPT = r'''
+READ_STATE_SCRIPT = r"""
 import functools, grp, hashlib, json, os, pwd, stat, subprocess
 
 # path -> why a difference there says nothing about what was done to the host
@@ -95,10 +95,17 @@ print(json.dumps({
     "packages": {words[0]: " ".join(words[1:]) for words in
                  lines("dpkg-query", "-W", "-f", "${binary:Package} ${Version} ${db:Status-Abbrev}\n")},
 }))
-'''
+"""
 """Runs on the host as root; contents, modes and owners count, times do not."""
 
-SECTIONS = {"files": "file", "users": "user", "groups": "group", "units": "unit", "ports": "port", "packages": "package"}
+SECTIONS = {
+    "files": "file",
+    "users": "user",
+    "groups": "group",
+    "units": "unit",
+    "ports": "port",
+    "packages": "package",
+}
 
 
 @dataclass(frozen=True, slots=True)
