@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -158,7 +160,7 @@ def test_nothing_is_predicted_above_its_ceiling(situation):
 @given(situations)
 def test_all_layers_and_all_weights_are_somewhere(situation):
     candidate = _candidate(*situation)
-    model, build, _ = CASES[situation[0]]
+    _, build, _ = CASES[situation[0]]
     assert sum(candidate.placement.split) == candidate.placement.gpu_layers <= candidate.placement.layers
     assert sum(d.weights_bytes for d in candidate.memory.devices) == pytest.approx(build.weights_bytes, abs=1024)
     assert all(d.headroom_bytes >= 0 for d in candidate.memory.devices), "the host has a TiB: nothing may overflow"
@@ -189,7 +191,7 @@ def test_speed_is_continuous_where_the_first_layer_spills():
 
     sizes = range(4 * GIB, 8 * GIB, 64 * MIB)
     rates = [decode(size) for size in sizes]
-    jumps = [b / a for a, b in zip(rates, rates[1:], strict=False)]
+    jumps = [b / a for a, b in itertools.pairwise(rates)]
     # One of 32 layers from host memory at a tenth of the bandwidth costs about a third, and no more.
     assert max(jumps) < 2.5
     assert min(jumps) >= 1 - 1e-9

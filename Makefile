@@ -1,0 +1,51 @@
+# `make run` and `make test` need git, make and Python 3.11 or newer; they set up the rest themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test setup lint types docs check lab clean
+
+help: ## This list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+run: $(VENV)/run.stamp ## Set up and run `provision quickstart` on this machine
+	$(BIN)/provision quickstart
+
+test: setup lab ## Set up, install what the lab needs, run all tests
+	$(BIN)/python -m pytest
+
+setup: $(VENV)/dev.stamp ## Development environment in .venv, from the lock files
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "provision needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.stamp: pyproject.toml .ci/lock-run.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/lock-run.txt -e '.[embedded]'
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml .ci/lock-dev.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r .ci/lock-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/lock-dev.txt -e '.[embedded]'
+	@touch $@ $(VENV)/run.stamp
+
+lab: setup ## Debian packages, root file system, engine and model of the lab (needs root; skipped with the reason without it)
+	$(BIN)/python -m tests.lab.setup
+
+lint: setup ## ruff, import contracts, ansible-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/ansible-lint --offline --profile production playbooks
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+docs: setup ## Regenerate help texts and tables in the README
+	$(BIN)/cog -r README.md
+
+check: lint types test ## Everything CI runs
+
+clean: ## Remove the environment and caches of this checkout
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist
