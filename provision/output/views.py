@@ -35,8 +35,8 @@ def machine_line(machine: Machine) -> str:
         parts.append("no accelerator")
     ram = machine.memory
     if ram.total_bytes is not None:
-        bandwidth = f" at {format_bandwidth(ram.bandwidth_bytes_per_s)}" if ram.bandwidth_bytes_per_s else ""
-        parts.append(f"{format_bytes(ram.total_bytes)} RAM{bandwidth}")
+        speed = f" at {format_bandwidth(ram.bandwidth_bytes_per_s)}" if ram.bandwidth_bytes_per_s else ""
+        parts.append(f"{format_bytes(ram.total_bytes)} RAM{speed}")
     return ", ".join(parts)
 
 

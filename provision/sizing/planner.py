@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from provision.domain.finding import Finding
-from provision.domain.hardware import Machine
+from provision.domain.hardware import Accelerator, AcceleratorSpec, Machine, MemoryKind, MemoryPool
 from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, ModelTask, Quantization
 from provision.domain.plan import (
     Candidate,
@@ -55,8 +56,6 @@ def assess(
     findings = _findings(machine, model, candidate, workload)
     if not findings:
         return candidate
-    from dataclasses import replace
-
     return replace(candidate, findings=tuple(findings))
 
 
@@ -91,6 +90,35 @@ def plan_builds(
     candidates.sort(key=lambda item: _rank(machine, *item), reverse=True)
     rejections.sort(key=lambda r: (r.shortfall_bytes is None, r.shortfall_bytes or 0, r.model, r.quantization))
     return [candidate for candidate, _, _ in candidates], rejections
+
+
+def select(candidates: Sequence[Candidate], models: Sequence[str]) -> tuple[str, ...]:
+    """Ids of the candidates to install: the best of each model asked for, or the best of all when none was named."""
+    if not models:
+        return tuple(candidate.id for candidate in candidates[:1])
+    first: dict[str, str] = {}
+    for candidate in candidates:
+        first.setdefault(candidate.model, candidate.id)
+    return tuple(first[model] for model in models if model in first)
+
+
+def planned_accelerator(spec: AcceleratorSpec, index: int) -> Accelerator:
+    """A card of the catalog as part of a machine; what drivers report as total wins over the nominal size."""
+    unified = spec.memory_kind is MemoryKind.UNIFIED
+    total = spec.reported_memory_bytes or spec.memory_bytes
+    return Accelerator(
+        index=index,
+        vendor=spec.vendor,
+        name=spec.name,
+        catalog_id=spec.id,
+        device_class=spec.device_class,
+        memory_kind=spec.memory_kind,
+        memory=None
+        if unified
+        else MemoryPool(total_bytes=total, bandwidth_bytes_per_s=spec.memory_bandwidth_bytes_per_s),
+        fp16_flops_per_s=spec.fp16_flops_per_s,
+        power_limit_w=spec.power_limit_w,
+    )
 
 
 def is_resident(candidate: Candidate) -> bool:
