@@ -1,7 +1,7 @@
 """Reads the header of a GGUF file: enough to size the model in it, never its weights.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian). Every length is checked
-against the file before memory is taken for it.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian). Every length is
+checked against the file before memory is taken for it.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ def workload(context: str, users: int, kv_cache: str = "f16", prompt: int = 512,
     except ValueError as error:
         raise UsageError(f"--context: {error}", hint="--context 8k") from None
     if context_tokens < _MIN_CONTEXT_TOKENS:
-        raise UsageError(f"--context {context} is too small: at least {_MIN_CONTEXT_TOKENS} tokens", hint="--context 8k")
+        message = f"--context {context} is too small: at least {_MIN_CONTEXT_TOKENS} tokens"
+        raise UsageError(message, hint="--context 8k")
     if users < 1:
         raise UsageError(f"--users {users}: at least one user is needed", hint="--users 1")
     if prompt < 1 or output < 2:

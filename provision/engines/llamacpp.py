@@ -1,7 +1,7 @@
 """llama.cpp inside our own process group: serves one local GGUF on loopback through the `xllamacpp` wheel.
 
-The server runs in a child process, so that it can be stopped whatever it does, and dies with us: the child watches a pipe
-that closes when this process ends, even by SIGKILL.
+The server runs in a child process, so that it can be stopped whatever it does, and dies with us: the child watches a
+pipe that closes when this process ends, even by SIGKILL.
 """
 
 from __future__ import annotations

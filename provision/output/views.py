@@ -29,7 +29,8 @@ def machine_line(machine: Machine) -> str:
         key = (accelerator.name, pool.total_bytes, pool.bandwidth_bytes_per_s, accelerator.memory_kind)
         kinds[key] = kinds.get(key, 0) + 1
     for (name, total, bandwidth, kind), count in kinds.items():
-        memory = f"{format_bytes(total)}{' unified' if kind is MemoryKind.UNIFIED else ''}, {format_bandwidth(bandwidth)}"
+        unified = " unified" if kind is MemoryKind.UNIFIED else ""
+        memory = f"{format_bytes(total)}{unified}, {format_bandwidth(bandwidth)}"
         parts.append(f"{count} x {name} ({memory})" if count > 1 else f"{name} ({memory})")
     if not parts:
         parts.append("no accelerator")
