@@ -6,6 +6,7 @@ under `BASE` says which process that was, so a run that was killed leaves nothin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -47,10 +48,8 @@ def kill_processes(lab_id: str) -> None:
     deadline = time.monotonic() + 10
     while alive := _process_ids(lab_id):
         for process_id in alive:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(process_id, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         if time.monotonic() > deadline:
             raise RuntimeError(f"processes of lab host {lab_id} do not die: {alive}")
         time.sleep(0.02)

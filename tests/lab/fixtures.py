@@ -14,9 +14,9 @@ from tests.lab.clean import remove_leftovers
 from tests.lab.host import LabHost
 from tests.lab.mirror import ReleaseMirror
 from tests.lab.nvml import install_nvml_standin
-from tests.lab.ollama_release import OllamaRelease, ollama_release
+from tests.lab.ollama_release import OllamaRelease
+from tests.lab.ollama_release import ollama_release as build_release
 from tests.lab.registry import ModelRegistry, build_models_folder
-
 
 Thing = TypeVar("Thing")
 
@@ -49,21 +49,21 @@ def module_lab_host(_lab: None) -> Iterator[HostFactory]:
 
 
 @pytest.fixture(scope="session")
-def ollama() -> OllamaRelease:
+def ollama_release() -> OllamaRelease:
     """The real Ollama release, built the first time."""
     _need(requirements.missing_build_tools())
-    return _built("the Ollama release", ollama_release)
+    return _built("the Ollama release", build_release)
 
 
 @pytest.fixture(scope="session")
-def _session_mirror(ollama: OllamaRelease) -> Iterator[ReleaseMirror]:
-    with ReleaseMirror([ollama]) as mirror:
+def _session_mirror(ollama_release: OllamaRelease) -> Iterator[ReleaseMirror]:
+    with ReleaseMirror([ollama_release]) as mirror:
         yield mirror
 
 
 @pytest.fixture(scope="session")
-def _session_registry(ollama: OllamaRelease) -> Iterator[ModelRegistry]:
-    with ModelRegistry(_built("the models folder", lambda: build_models_folder(ollama))) as registry:
+def _session_registry(ollama_release: OllamaRelease) -> Iterator[ModelRegistry]:
+    with ModelRegistry(_built("the models folder", lambda: build_models_folder(ollama_release))) as registry:
         yield registry
 
 

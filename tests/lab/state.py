@@ -12,7 +12,8 @@ import functools, grp, hashlib, json, os, pwd, stat, subprocess
 
 # path -> why a difference there says nothing about what was done to the host
 LEFT_OUT = {
-    "/proc": "kernel", "/sys": "kernel", "/dev": "kernel", "/run": "gone at the next boot", "/tmp": "gone at the next boot",
+    "/proc": "kernel", "/sys": "kernel", "/dev": "kernel",
+    "/run": "gone at the next boot", "/tmp": "gone at the next boot",
     "/var/tmp": "scratch space", "/var/log": "logs and the journal",
     "/var/cache/apt": "package cache", "/var/cache/debconf": "package cache", "/var/cache/ldconfig": "linker cache",
     "/var/lib/apt": "package lists", "/var/lib/dpkg": "compared as packages",
@@ -74,7 +75,8 @@ def units():
         if not words[0].startswith(TRANSIENT_UNITS):
             found[words[0]] = words[1]
     kinds = "--type=service,socket,timer,path,mount"
-    for name, load, active, *_ in lines("systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", kinds):
+    for words in lines("systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", kinds):
+        name, load, active = words[:3]
         if active in ("active", "activating", "failed") and not name.startswith(TRANSIENT_UNITS):
             found[name] = (found.get(name, "") + f" {load} {active}").strip()
     return found

@@ -107,7 +107,7 @@ class Gpu:
 
     def processes(self, kind: str) -> list[tuple[str, str, str]]:
         """(pid, MiB, name) of the compute or graphics processes."""
-        found = []
+        found: list[tuple[str, str, str]] = []
         while (value := self.get(f"{kind}_process.{len(found)}")) is not None:
             pid, mib, name = value.split(" ", 2)
             found.append((pid, mib, name))
@@ -205,9 +205,8 @@ def table(profile: dict[str, str], gpus: list[Gpu]) -> int:
         display = short.get(gpu.get("display_active") or "", "N/A")
         compute = COMPUTE_MODES.get(gpu.get("compute_mode") or "", "N/A")
         mig = MODES.get(gpu.get("mig_mode") or "", "N/A")
-        print(
-            f"| {gpu.index:>3}  {gpu.get('name'):<30} {persistence:>3} | {gpu.get('pci_bus_id'):>18} {display:>3} | {ecc:>20} |"
-        )
+        bus = gpu.get("pci_bus_id")
+        print(f"| {gpu.index:>3}  {gpu.get('name'):<30} {persistence:>3} | {bus:>18} {display:>3} | {ecc:>20} |")
         heat = f"{gpu.get('temperature_c')}C"
         print(f"| {fan:>3}  {heat:>4}    P8 {draw:>15} / {cap:>6} | {memory:>22} | {load:>8} {compute:>11} |")
         print(f"| {'':39} | {'':22} | {mig:>20} |")
@@ -286,7 +285,7 @@ def main(arguments: list[str]) -> int:
     # `-i 0`, `-i=0` and `--id=0` are the same.
     text = re.sub(r"(?:^|\x00)(?:-i|--id)[=\x00]([^\x00]*)", "\0--id=\\1", "\0".join(arguments))
     words = [word for word in text.split("\0") if word]
-    options = dict(word.split("=", 1) if "=" in word else (word, "") for word in words)
+    options = {name: value for name, _, value in (word.partition("=") for word in words)}
     if "--id" in options:
         gpus = [gpu for gpu in gpus if options["--id"] in (str(gpu.index), gpu.get("uuid"), gpu.get("pci_bus_id"))]
     form = {word.strip() for word in options.get("--format", "").split(",")}
