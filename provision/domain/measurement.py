@@ -28,6 +28,17 @@ class RequestTiming:
     server_decode_s: float | None = None
     reconnects: int = 0
     error: str | None = None
+    requested_tokens: int | None = None
+    """Output tokens that were asked for."""
+    first_chunk_tokens: int | None = None
+    """Tokens inside the first chunk, where the server counts along."""
+    first_answer_s: float | None = None
+    """First visible text; later than the first token when the model reasons."""
+    connect_s: float | None = None
+    """Taken to connect before the request was sent; in no other figure."""
+    server_queue_s: float | None = None
+    server_load_s: float | None = None
+    stop_reason: str | None = None
 
 
 @record
@@ -55,7 +66,8 @@ class BenchLevel:
     decode_tokens_per_s: Distribution | None
     """Per user: (n - 1) / (last - first token)."""
     system_output_tokens_per_s: float | None
-    """Inside the window in which all users were active; for one user over the whole run."""
+    """Inside the window in which all users were active; for one user over the whole run. None without such a
+    window."""
     prefill_tokens_per_s: Distribution | None
     error_rate: float
     client_cpu_ratio: float | None
@@ -64,6 +76,24 @@ class BenchLevel:
     server_decode_delta_ratio: float | None
     """Client TPOT / server TPOT - 1, median; None where the server tells no timings."""
     valid: bool
+    """False when the figures must not be compared or published; the findings say why."""
+    ttfa_s: Distribution | None = None
+    """To the first visible text; None where no request reasoned."""
+    e2e_s: Distribution | None = None
+    chunk_gap_s: Distribution | None = None
+    """Between chunks, which are not tokens: a sign of jitter only."""
+    e2e_tokens_per_s: Distribution | None = None
+    """Per user, time to the first token included."""
+    whole_run_output_tokens_per_s: float | None = None
+    """Ramp and drain included."""
+    system_total_tokens_per_s: float | None = None
+    """Output and uncached prompt tokens, over the whole run."""
+    scaling_ratio: float | None = None
+    """System tokens/s over users x one user's decode speed; None without a level of one user."""
+    concurrent_decodes: int | None = None
+    """Most answers generated at the same time."""
+    length_jitter_ratio: float = 0.0
+    """Output lengths vary by this share around the one asked for; 0 is lock-step."""
     findings: tuple[Finding, ...] = ()
 
 

@@ -1,0 +1,207 @@
+"""`provision bench`: throughput and latency of a running server."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from provision.domain.finding import Finding
+from provision.errors import ExitCode, UsageError
+from provision.output.documents import Result
+from provision.units import format_bytes, format_seconds, format_tokens, format_tokens_per_s, parse_tokens
+
+if TYPE_CHECKING:
+    from provision.bench.run import BenchProgress
+    from provision.bench.self_test import SelfTest
+    from provision.domain.measurement import BenchResult, Distribution
+    from provision.output.console import Progress, Screen
+
+API_KEY_VARIABLE = "PROVISION_API_KEY"
+
+
+class ApiChoice(StrEnum):
+    AUTO = "auto"
+    OLLAMA = "ollama"
+    OPENAI = "openai"
+    COMPLETIONS = "openai-completions"
+
+
+def command(
+    context: typer.Context,
+    url: Annotated[str, typer.Argument(help="Address of the server.")] = "http://127.0.0.1:11434",
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model to measure; may be left out when the server has only one.")
+    ] = None,
+    users: Annotated[str, typer.Option("--users", help="Users at the same time, one level each: 1,4,8.")] = "1",
+    requests: Annotated[
+        int | None, typer.Option("--requests", help="Requests per user and level (10 for one user, else 5).")
+    ] = None,
+    prompt_tokens: Annotated[str, typer.Option("--prompt-tokens", help="Length of the prompts.")] = "512",
+    output_tokens: Annotated[str, typer.Option("--output-tokens", help="Length of the answers.")] = "128",
+    context_length: Annotated[
+        str | None, typer.Option("--context", help="Context to serve with (Ollama), like 8k. Default: what is loaded.")
+    ] = None,
+    api: Annotated[ApiChoice, typer.Option("--api", help="How to talk to the server.")] = ApiChoice.AUTO,
+    api_key_env: Annotated[
+        str, typer.Option("--api-key-env", help="Environment variable that holds the API key.")
+    ] = API_KEY_VARIABLE,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File for the result.")] = None,
+    fail_below: Annotated[
+        float | None,
+        typer.Option("--fail-below", help="Exit with 7 when a level's median user gets fewer tokens/s than this."),
+    ] = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Measure this client's own error against a server with known times.")
+    ] = False,
+) -> Result:
+    """Measure how fast a running server answers one user, and several at once.
+
+    Example: provision bench http://127.0.0.1:11434 --model llama3.1:8b --users 1,4,8
+    """
+    screen: Screen = context.obj
+    if self_test:
+        return _self_test(screen)
+
+    from provision.bench.run import default_result_path, run_bench
+    from provision.records import write_json
+
+    api_key = os.environ.get(api_key_env)
+    if api_key is None and api_key_env != API_KEY_VARIABLE:
+        raise UsageError(f"the environment variable {api_key_env} is not set", hint=f"export {api_key_env}=...")
+    started_at = datetime.now(UTC)
+    path = output
+
+    def save(result: BenchResult) -> None:
+        nonlocal path
+        path = path or default_result_path(result.model, started_at)
+        write_json(path, result)
+
+    with screen.progress() as progress:
+        result = run_bench(
+            url,
+            model,
+            users=_user_counts(users),
+            requests_per_user=requests,
+            prompt_tokens=_tokens("--prompt-tokens", prompt_tokens),
+            output_tokens=_tokens("--output-tokens", output_tokens),
+            context_tokens=None if context_length is None else _tokens("--context", context_length),
+            api=api.value,
+            api_key=api_key,
+            on_progress=lambda step: _tell(progress, step),
+            save=save,
+        )
+    screen.note(f"saved to {path}")
+    return _outcome(result, fail_below)
+
+
+def show_bench(screen: Screen, result: BenchResult) -> None:
+    """The table of a result."""
+    engine = " ".join(filter(None, (result.engine, result.engine_version)))
+    memory = "" if result.size_bytes is None else f", {format_bytes(result.size_bytes)} loaded"
+    screen.print(
+        f"{result.model} on {engine} at {result.url}: prompts of {result.prompt_tokens} tokens, answers of "
+        f"{result.output_tokens}, context {format_tokens(result.context_tokens)}{memory}"
+    )
+    columns = ("users", "TTFT p50", "decode tok/s per user p50", "system tok/s", "prefill tok/s", "errors", "requests")
+    table = screen.table(*columns, right=columns)
+    for level in result.levels:
+        table.add_row(
+            str(level.users),
+            format_seconds(_p50(level.ttft_s)),
+            format_tokens_per_s(_p50(level.decode_tokens_per_s)) + ("" if level.valid else " (void)"),
+            format_tokens_per_s(level.system_output_tokens_per_s),
+            format_tokens_per_s(_p50(level.prefill_tokens_per_s)),
+            f"{level.error_rate:.0%}",
+            str(len(level.requests)),
+        )
+    screen.print(table)
+
+
+def _p50(distribution: Distribution | None) -> float | None:
+    return None if distribution is None else distribution.p50
+
+
+def _outcome(result: BenchResult, fail_below: float | None) -> Result:
+    findings = (*result.findings, *(finding for level in result.levels for finding in level.findings))
+    errors: list[Finding] = []
+    exit_code = ExitCode.DONE
+    if all(level.decode_tokens_per_s is None for level in result.levels):
+        exit_code = ExitCode.UNREACHABLE
+        errors.append(Finding(code="nothing-measured", message=f"{result.url} gave no answer that could be measured"))
+    elif fail_below is not None:
+        for level in result.levels:
+            speed = level.decode_tokens_per_s.p50 if level.decode_tokens_per_s else 0.0
+            if speed < fail_below:
+                exit_code = ExitCode.BELOW_THRESHOLD
+                who = f"{level.users} user{'s' if level.users > 1 else ''}"
+                errors.append(
+                    Finding(
+                        code="below-threshold",
+                        message=f"{who}: {speed:.1f} tokens/s per user is below {fail_below:g}",
+                    )
+                )
+    return Result(
+        data=result,
+        warnings=findings,
+        errors=tuple(errors),
+        exit_code=exit_code,
+        show=lambda screen: show_bench(screen, result),
+    )
+
+
+def _self_test(screen: Screen) -> Result:
+    from provision.bench.self_test import run_self_test
+
+    with screen.progress() as progress:
+        test = run_self_test(on_progress=lambda step: _tell(progress, step))
+
+    errors = tuple(
+        Finding(
+            code="client-inaccurate",
+            message=f"{row.figure} with {row.users} users is {row.error_s * 1e3:+.1f} ms off {row.true_s * 1e3:.1f} ms",
+            hint="run bench on a machine with an idle core",
+        )
+        for row in test.rows
+        if not row.within_tolerance
+    )
+    return Result(
+        data=test,
+        errors=errors,
+        exit_code=ExitCode.BELOW_THRESHOLD if errors else ExitCode.DONE,
+        show=lambda screen: _show_self_test(screen, test),
+    )
+
+
+def _show_self_test(screen: Screen, test: SelfTest) -> None:
+    table = screen.table("users", "figure", "true", "client's error", "", right=("users", "true", "client's error"))
+    for row in test.rows:
+        verdict = "good" if row.within_tolerance else "too much"
+        table.add_row(str(row.users), row.figure, f"{row.true_s * 1e3:.2f} ms", f"{row.error_s * 1e3:+.2f} ms", verdict)
+    screen.print(table)
+
+
+def _tell(progress: Progress, step: BenchProgress) -> None:
+    who = "1 user" if step.users == 1 else f"{step.users} users"
+    progress.update(f"{who}, {step.phase}", step.done, step.total)
+
+
+def _user_counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise UsageError(f"--users '{text}' is not a list of numbers from 1", hint="--users 1,4,8")
+    return counts
+
+
+def _tokens(option: str, text: str) -> int:
+    try:
+        return parse_tokens(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
