@@ -26,7 +26,7 @@ def command(shell: Annotated[Shell, typer.Argument(help="The shell to complete i
 
     Example: provision completion bash > ~/.local/share/bash-completion/completions/provision
     """
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
     script = get_completion_script(prog_name="provision", complete_var=COMPLETION_VARIABLE, shell=shell.value)
 

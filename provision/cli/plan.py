@@ -1,0 +1,140 @@
+"""`provision plan`: which models run on this hardware, how fast, and why the rest do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from provision.cli import where
+from provision.cli.workload import (
+    DEFAULT_CONTEXT,
+    CacheOption,
+    ContextOption,
+    OutputOption,
+    PromptOption,
+    UsersOption,
+    workload,
+)
+from provision.domain.finding import Finding
+from provision.errors import ExitCode
+from provision.output.documents import Result
+from provision.units import format_tokens
+
+if TYPE_CHECKING:
+    from provision.domain.plan import Plan
+    from provision.output.console import Screen
+
+
+def command(
+    ctx: typer.Context,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="Model to plan for; repeatable. Default: all.")
+    ] = None,
+    quant: Annotated[list[str] | None, typer.Option("--quant", help="Only these quantizations, e.g. Q4_K_M.")] = None,
+    context: ContextOption = DEFAULT_CONTEXT,
+    users: UsersOption = 1,
+    prompt_tokens: PromptOption = 512,
+    output_tokens: OutputOption = 256,
+    kv_cache: CacheOption = "f16",
+    engine: Annotated[str, typer.Option(help="Engine to plan for.")] = "ollama",
+    available: Annotated[
+        bool, typer.Option("--available", help="Hold memory against what is free now instead of the total.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan to this file.")] = None,
+    tier: where.TierOption = None,
+    gpu: where.GpuOption = None,
+    ram: where.RamOption = None,
+    disk: where.DiskOption = None,
+    cpu: where.CpuOption = None,
+    memory_platform: where.MemoryPlatformOption = None,
+    machine: where.MachineOption = None,
+    host: where.HostOption = None,
+    inventory: where.InventoryOption = None,
+    ssh_key: where.SshKeyOption = None,
+    ssh_config: where.SshConfigOption = None,
+) -> Result:
+    """Which models run on this hardware, how fast, and why the rest do not.
+
+    Without options: this machine. Ranked: fully on the accelerators first, then the larger model, then the better
+    quantization.
+
+    \b
+    Examples:
+      provision plan --gpu "2x RTX 4090" --ram 128GiB --users 8 --context 16k
+      provision plan --host admin@gpu1 --model qwen2.5-coder:32b --quant Q5_K_M -o plan.json
+      provision plan --tier workstation-minimum
+    """
+    from provision.catalog import load_catalog
+    from provision.cli.planning import claim_findings, make_plan
+    from provision.records import write_json
+
+    asked = workload(context, users, kv_cache, prompt_tokens, output_tokens)
+    catalog = load_catalog()
+    chosen = where.Where(
+        tier=tier, gpu=gpu, ram=ram, disk=disk, cpu=cpu, memory_platform=memory_platform, machine=machine,
+        host=host, inventory=inventory, ssh_key=ssh_key, ssh_config=ssh_config,
+    )  # fmt: skip
+    found = where.one_machine(chosen, catalog)
+    plan = make_plan(
+        found,
+        catalog,
+        asked,
+        models=model or (),
+        quantizations=quant or (),
+        engine=engine,
+        basis="available" if available else "total",
+    )
+    claims = claim_findings(catalog, tier, found, asked, catalog.engine(engine)) if tier else ()
+    if output is not None:
+        write_json(output, plan)
+    missing = _missing(plan, [catalog.model(name).id for name in model or ()])
+    return Result(
+        data=plan,
+        warnings=plan.findings + claims + _candidate_findings(plan),
+        errors=missing,
+        exit_code=ExitCode.DONE if plan.selected else ExitCode.NOTHING_FITS,
+        partial=bool(missing and plan.selected),
+        show=lambda screen: _show(screen, plan, output),
+    )
+
+
+def _missing(plan: Plan, models: list[str]) -> tuple[Finding, ...]:
+    """One error for each model asked for that has no candidate, or one when nothing fits at all."""
+    fitting = {candidate.model for candidate in plan.candidates}
+    errors = []
+    missing: list[str | None] = [m for m in models if m not in fitting]
+    for name in missing or ([] if plan.candidates else [None]):
+        nearest = next((r for r in plan.rejections if name in (None, r.model)), None)
+        reason = f": {nearest.model} {nearest.quantization}: {nearest.message}" if nearest else ""
+        tokens = format_tokens(plan.workload.context_tokens)
+        errors.append(
+            Finding(
+                code=nearest.reason.value.replace("_", "-") if nearest else "nothing-fits",
+                message=f"no build of {name or 'any model'} fits {plan.machine.name} at {tokens} tokens x "
+                f"{plan.workload.users}{reason}",
+                hint=(nearest.hint if nearest else None) or "a smaller model, a smaller --quant or a shorter --context",
+            )
+        )
+    return tuple(errors)
+
+
+def _candidate_findings(plan: Plan) -> tuple[Finding, ...]:
+    """Remarks on what would be installed; those of the other candidates stay with them in the data."""
+    return tuple(f for c in plan.candidates if c.id in plan.selected for f in c.findings)
+
+
+def _show(screen: Screen, plan: Plan, output: Path | None) -> None:
+    from provision.output import views
+
+    screen.print(f"{plan.machine.name}: {views.machine_line(plan.machine)}")
+    screen.print(views.workload_line(plan.workload))
+    if plan.candidates:
+        views.show_candidates(screen, plan.candidates, plan.selected)
+        best = next(c for c in plan.candidates if c.id in plan.selected)
+        screen.print(f"Memory of {best.model} {best.quantization}:")
+        views.show_memory(screen, best)
+    views.show_rejections(screen, plan.rejections)
+    if output is not None:
+        screen.print(f"Plan written: provision apply {output} --host USER@HOST")

@@ -1,0 +1,121 @@
+"""From a machine, a catalog and a workload to a plan: what `plan`, `estimate` and `quickstart` have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import provision
+from provision.domain.plan import Plan
+from provision.errors import UsageError
+from provision.sizing.alternatives import judge_claim, would_fit
+from provision.sizing.planner import assess, is_resident, plan_builds, select
+
+if TYPE_CHECKING:
+    from provision.catalog import Catalog
+    from provision.domain.finding import Finding
+    from provision.domain.hardware import Machine
+    from provision.domain.llm import EngineSpec, ModelSpec
+    from provision.domain.plan import CapacityBasis, Workload
+    from provision.sizing.planner import Build
+
+_FALLBACK_QUANTIZATIONS = ("Q4_K_M", "Q4_0", "F16")
+
+
+def builds(catalog: Catalog, models: Sequence[ModelSpec], quantizations: Sequence[str]) -> list[Build]:
+    """Every build of `models` in the quantizations asked for; all of them when none was named.
+
+    Raises UsageError for a quantization that no model here is published in, with those that are.
+    """
+    wanted = {catalog.quantization(q).id for q in quantizations}
+    found: list[Build] = [
+        (model, build, catalog.quantization(build.quantization))
+        for model in models
+        for build in catalog.builds_of(model.id)
+        if not wanted or build.quantization in wanted
+    ]
+    if not found:
+        names = sorted({b.quantization for m in models for b in catalog.builds_of(m.id)})
+        raise UsageError(
+            f"no build of {', '.join(m.id for m in models)} in {', '.join(sorted(wanted))} is in the catalog",
+            hint=f"--quant {names[0]} (there are: {', '.join(names)})" if names else "provision catalog list models",
+            code="unknown-build",
+        )
+    return found
+
+
+def make_plan(
+    machine: Machine,
+    catalog: Catalog,
+    workload: Workload,
+    *,
+    models: Sequence[str] = (),
+    quantizations: Sequence[str] = (),
+    engine: str = "ollama",
+    basis: CapacityBasis = "total",
+) -> Plan:
+    """Plan the models named, or all of the catalog. Whether anything fits is for the caller to judge."""
+    specs = [catalog.model(name) for name in models]
+    considered = builds(catalog, specs or catalog.models, quantizations)
+    engine_spec = catalog.engine(engine)
+    free = [disk.free_bytes for disk in machine.disks if disk.free_bytes is not None]
+    candidates, rejections = plan_builds(
+        machine,
+        considered,
+        [engine_spec],
+        workload,
+        catalog.efficiency,
+        basis=basis,
+        disk_free_bytes=min(free, default=None),
+    )
+    selected = select(candidates, [spec.id for spec in specs])
+    findings = list(machine.findings)
+    for spec in specs:
+        best = next((c for c in candidates if c.model == spec.id), None)
+        if machine.accelerators and (best is None or not is_resident(best)):
+            wanted = [b for b in considered if b[0].id == spec.id]
+            target = next((b for b in wanted if best and b[1].quantization == best.quantization), wanted[0])
+            everything = builds(catalog, catalog.models, ())
+            findings += would_fit(
+                machine, target, everything, engine_spec, workload, catalog.efficiency, catalog.accelerators, basis
+            )
+    return Plan(
+        created_at=datetime.now(UTC).replace(microsecond=0),
+        provision_version=provision.__version__,
+        catalog_revision=catalog.revision,
+        capacity_basis=basis,
+        machine=machine,
+        workload=workload,
+        candidates=tuple(candidates),
+        rejections=tuple(rejections),
+        selected=selected,
+        findings=tuple(findings),
+    )
+
+
+def claim_findings(
+    catalog: Catalog, tier: str, machine: Machine, workload: Workload, engine: EngineSpec
+) -> tuple[Finding, ...]:
+    """What was claimed for a tier, each figure beside what is computed for the same build on the same hardware."""
+    verdicts = []
+    for claim in catalog.claims:
+        if claim.tier != tier or claim.model is None or claim.quantization is None:
+            continue
+        build = catalog.build(claim.model, claim.quantization)
+        spec = catalog.model(claim.model)
+        quantization = catalog.quantization(claim.quantization)
+        computed = assess(machine, spec, build, quantization, engine, workload, catalog.efficiency)
+        verdict = judge_claim(claim, computed)
+        if verdict:
+            verdicts.append(verdict)
+    return tuple(verdicts)
+
+
+def default_quantization(catalog: Catalog, model: ModelSpec) -> str:
+    """What `estimate` takes when none is given: the usual pull, else the best that there is."""
+    available = {b.quantization for b in catalog.builds_of(model.id)}
+    for name in _FALLBACK_QUANTIZATIONS:
+        if name in available:
+            return name
+    return max(available, key=lambda q: catalog.quantization(q).rank)
