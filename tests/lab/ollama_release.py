@@ -39,9 +39,12 @@ _SYCL_SOURCE = Path(__file__).with_name("sycl_standin.cpp")
 _SYCL_LIBRARY = "libollama-ggml-sycl.so"
 
 # The server finds its libraries beside itself; it may be called through links (/usr/local/bin, a `current` folder).
+# OLLAMA_NUM_GPU is this build's own setting, 999 layers if not set: it would then compute attention with an operation
+# that only its GPU backend has, and say nonsense.
 _WRAPPER = """#!/bin/sh
 lib=$(dirname "$(readlink -f "$0")")/../lib/ollama
 export LD_LIBRARY_PATH="$lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+export OLLAMA_NUM_GPU="${OLLAMA_NUM_GPU:-0}"
 exec "$lib/ollama" "$@"
 """
 

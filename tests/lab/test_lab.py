@@ -219,13 +219,14 @@ class TestOllama:
         assert statuses >= {200, 206, 307}
         (tag,) = api(ollama_host, "/api/tags")["models"]
         assert tag["details"]["quantization_level"] == "Q4_1"
-        options = {"num_predict": 8, "temperature": 0}
-        body = {"model": model, "prompt": "Why is the sky blue?", "stream": False, "options": options}
+        options = {"num_predict": 24, "temperature": 0}
+        prompt = "What is the capital of France?"
+        body = {"model": model, "prompt": prompt, "stream": False, "options": options}
         answer = api(ollama_host, "/api/generate", body)
-        assert answer["eval_count"] == 8
+        assert "Paris" in answer["response"]
+        assert 1 < answer["eval_count"] <= 24
         assert answer["eval_duration"] > 0
         assert answer["prompt_eval_count"] > 10
-        assert answer["response"].strip()
         (running,) = api(ollama_host, "/api/ps")["models"]
         assert running["size_vram"] == 0 < running["size"]
 
