@@ -43,17 +43,17 @@ def command(
         Path | None,
         typer.Option("--batch", help=f"Many cases: a CSV with the columns {', '.join(_BATCH_COLUMNS)}."),
     ] = None,
-    tier: where.TierOption = None,
-    gpu: where.GpuOption = None,
-    ram: where.RamOption = None,
-    disk: where.DiskOption = None,
-    cpu: where.CpuOption = None,
-    memory_platform: where.MemoryPlatformOption = None,
-    machine: where.MachineOption = None,
-    host: where.HostOption = None,
-    inventory: where.InventoryOption = None,
-    ssh_key: where.SshKeyOption = None,
-    ssh_config: where.SshConfigOption = None,
+    tier: where.TierId = None,
+    gpu: where.Gpus = None,
+    ram: where.Ram = None,
+    disk: where.DiskSize = None,
+    cpu: where.CpuName = None,
+    memory_platform: where.Platform = None,
+    machine: where.MachineFile = None,
+    host: where.Hosts = None,
+    inventory: where.Inventory = None,
+    ssh_key: where.SshKey = None,
+    ssh_config: where.SshConfig = None,
 ) -> Result:
     """One model on one device layout: memory itemised per device, speed with its range.
 
@@ -72,8 +72,8 @@ def command(
         raise UsageError("no model given", hint="provision estimate llama3.1:8b")
     asked = workload(context, users, kv_cache, prompt_tokens, output_tokens)
     chosen = where.Where(
-        tier=tier, gpu=gpu, ram=ram, disk=disk, cpu=cpu, memory_platform=memory_platform, machine=machine,
-        host=host, inventory=inventory, ssh_key=ssh_key, ssh_config=ssh_config,
+        hosts=host or (), inventory=inventory, ssh_key=ssh_key, ssh_config=ssh_config, tier=tier, gpus=gpu or (),
+        ram=ram, disk=disk, cpu=cpu, memory_platform=memory_platform, machine_file=machine,
     )  # fmt: skip
     case = _case(catalog, chosen, model, quant, engine, asked)
     return _result((case,), case.findings)
@@ -84,6 +84,7 @@ def _case(
 ) -> Candidate:
     from provision.cli.planning import builds, default_quantization
     from provision.sizing.planner import assess
+    from provision.sizing.speed import efficiency_lookup
 
     if model.endswith(".gguf"):
         from provision.gguf import read_model
@@ -93,7 +94,9 @@ def _case(
         spec = catalog.model(model)
         spec, build, quantization = builds(catalog, [spec], [quant or default_quantization(catalog, spec)])[0]
     machine = where.one_machine(chosen, catalog)
-    return assess(machine, spec, build, quantization, catalog.engine(engine), asked, catalog.efficiency)
+    return assess(
+        machine, spec, build, quantization, catalog.engine(engine), asked, efficiency_lookup(catalog.efficiency)
+    )
 
 
 def _batch(path: Path, catalog: Catalog, engine: str) -> Result:
@@ -105,7 +108,7 @@ def _batch(path: Path, catalog: Catalog, engine: str) -> Result:
         try:
             asked = workload(row["context"] or DEFAULT_CONTEXT, _whole(row["users"]), row["kv_cache"] or "f16")
             chosen = where.Where(
-                gpu=[row["gpu"]] if row["gpu"] else None,
+                gpus=[row["gpu"]] if row["gpu"] else (),
                 ram=row["ram"] or None,
                 memory_platform=row["memory_platform"] or None,
             )

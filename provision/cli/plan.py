@@ -43,17 +43,17 @@ def command(
         bool, typer.Option("--available", help="Hold memory against what is free now instead of the total.")
     ] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan to this file.")] = None,
-    tier: where.TierOption = None,
-    gpu: where.GpuOption = None,
-    ram: where.RamOption = None,
-    disk: where.DiskOption = None,
-    cpu: where.CpuOption = None,
-    memory_platform: where.MemoryPlatformOption = None,
-    machine: where.MachineOption = None,
-    host: where.HostOption = None,
-    inventory: where.InventoryOption = None,
-    ssh_key: where.SshKeyOption = None,
-    ssh_config: where.SshConfigOption = None,
+    tier: where.TierId = None,
+    gpu: where.Gpus = None,
+    ram: where.Ram = None,
+    disk: where.DiskSize = None,
+    cpu: where.CpuName = None,
+    memory_platform: where.Platform = None,
+    machine: where.MachineFile = None,
+    host: where.Hosts = None,
+    inventory: where.Inventory = None,
+    ssh_key: where.SshKey = None,
+    ssh_config: where.SshConfig = None,
 ) -> Result:
     """Which models run on this hardware, how fast, and why the rest do not.
 
@@ -73,8 +73,8 @@ def command(
     asked = workload(context, users, kv_cache, prompt_tokens, output_tokens)
     catalog = load_catalog()
     chosen = where.Where(
-        tier=tier, gpu=gpu, ram=ram, disk=disk, cpu=cpu, memory_platform=memory_platform, machine=machine,
-        host=host, inventory=inventory, ssh_key=ssh_key, ssh_config=ssh_config,
+        hosts=host or (), inventory=inventory, ssh_key=ssh_key, ssh_config=ssh_config, tier=tier, gpus=gpu or (),
+        ram=ram, disk=disk, cpu=cpu, memory_platform=memory_platform, machine_file=machine,
     )  # fmt: skip
     found = where.one_machine(chosen, catalog)
     plan = make_plan(
