@@ -11,7 +11,6 @@ from provision.domain.plan import Plan
 from provision.errors import UsageError
 from provision.sizing.alternatives import judge_claim, would_fit
 from provision.sizing.planner import assess, is_resident, plan_builds, select
-from provision.sizing.speed import efficiency_lookup
 
 if TYPE_CHECKING:
     from provision.catalog import Catalog
@@ -66,7 +65,7 @@ def make_plan(
         considered,
         [engine_spec],
         workload,
-        efficiency_lookup(efficiency_lookup(catalog.efficiency)),
+        efficiency_lookup(catalog.efficiency),
         basis=basis,
         disk_free_bytes=min(free, default=None),
     )
@@ -79,7 +78,14 @@ def make_plan(
             target = next((b for b in wanted if best and b[1].quantization == best.quantization), wanted[0])
             everything = builds(catalog, catalog.models, ())
             findings += would_fit(
-                machine, target, everything, engine_spec, workload, efficiency_lookup(efficiency_lookup(catalog.efficiency)), catalog.accelerators, basis
+                machine,
+                target,
+                everything,
+                engine_spec,
+                workload,
+                efficiency_lookup(catalog.efficiency),
+                catalog.accelerators,
+                basis,
             )
     return Plan(
         created_at=datetime.now(UTC).replace(microsecond=0),
@@ -106,7 +112,7 @@ def claim_findings(
         build = catalog.build(claim.model, claim.quantization)
         spec = catalog.model(claim.model)
         quantization = catalog.quantization(claim.quantization)
-        computed = assess(machine, spec, build, quantization, engine, workload, efficiency_lookup(catalog.efficiency))
+        computed = assess(machine, spec, build, quantization, engine, workload, catalog.efficiency)
         verdict = judge_claim(claim, computed)
         if verdict:
             verdicts.append(verdict)

@@ -45,9 +45,7 @@ class _Served:
 
 def command(
     ctx: typer.Context,
-    gguf: Annotated[
-        Path | None, typer.Option("--gguf", help="Serve this file with the embedded llama.cpp.")
-    ] = None,
+    gguf: Annotated[Path | None, typer.Option("--gguf", help="Serve this file with the embedded llama.cpp.")] = None,
     embedded: Annotated[
         bool, typer.Option("--embedded", help="Use the embedded llama.cpp even when a server runs here.")
     ] = False,
@@ -193,7 +191,6 @@ def _measure(served: _Served, progress: Progress) -> BenchResult:
 def _predict(machine: Machine, catalog: Catalog, served: _Served, measured: BenchResult) -> Candidate | None:
     """The same sizing function as `plan`, for exactly what was measured; None for a model that the catalog lacks."""
     from provision.sizing.planner import assess
-    from provision.sizing.speed import efficiency_lookup
 
     if served.build is None:
         return None
@@ -202,7 +199,7 @@ def _predict(machine: Machine, catalog: Catalog, served: _Served, measured: Benc
     # The embedded build has no GPU code: it runs on the CPU whatever is in the machine.
     where = replace(machine, accelerators=()) if served.engine == "llamacpp" else machine
     engine = catalog.engine(served.engine)
-    return assess(where, *served.build, engine, asked, efficiency_lookup(catalog.efficiency))
+    return assess(where, *served.build, engine, asked, catalog.efficiency)
 
 
 def _measured_rate(measured: BenchResult) -> float | None:
@@ -225,9 +222,7 @@ def _explain(predicted: Candidate | None, measured: BenchResult, machine: Machin
     share = rate / decode.ceiling if decode.ceiling else None
     if share is not None and share > _CEILING_TOLERANCE_RATIO:
         findings.append(
-            Finding(
-                code="above-ceiling", message=f"measured {share:.0%} of the ceiling: size or bandwidth is wrong"
-            )
+            Finding(code="above-ceiling", message=f"measured {share:.0%} of the ceiling: size or bandwidth is wrong")
         )
     elif share is not None:
         bound = "host memory" if decode.bound_by == "host_memory" else "accelerator memory"
@@ -273,9 +268,7 @@ def _show(
     table.add_row("ceiling", format_tokens_per_s(ceiling), share(ceiling))
     table.add_row("predicted", views.rate(decode), share(decode.expected if decode else None))
     table.add_row("measured", format_tokens_per_s(rate), share(rate))
-    screen.print(
-        f"{served.model} on {served.engine}, {measured.prompt_tokens} tokens in, {measured.output_tokens} out"
-    )
+    screen.print(f"{served.model} on {served.engine}, {measured.prompt_tokens} tokens in, {measured.output_tokens} out")
     screen.print(table)
     for finding in findings:
         screen.print(f"- {finding.message}" + (f" (try: {finding.hint})" if finding.hint else ""))
