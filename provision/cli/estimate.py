@@ -84,6 +84,7 @@ def _case(
 ) -> Candidate:
     from provision.cli.planning import builds, default_quantization
     from provision.sizing.planner import assess
+    from provision.sizing.speed import efficiency_lookup
 
     if model.endswith(".gguf"):
         from provision.gguf import read_model
@@ -93,7 +94,9 @@ def _case(
         spec = catalog.model(model)
         spec, build, quantization = builds(catalog, [spec], [quant or default_quantization(catalog, spec)])[0]
     machine = where.one_machine(chosen, catalog)
-    return assess(machine, spec, build, quantization, catalog.engine(engine), asked, catalog.efficiency)
+    return assess(
+        machine, spec, build, quantization, catalog.engine(engine), asked, efficiency_lookup(catalog.efficiency)
+    )
 
 
 def _batch(path: Path, catalog: Catalog, engine: str) -> Result:

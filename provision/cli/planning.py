@@ -11,6 +11,7 @@ from provision.domain.plan import Plan
 from provision.errors import UsageError
 from provision.sizing.alternatives import judge_claim, would_fit
 from provision.sizing.planner import assess, is_resident, plan_builds, select
+from provision.sizing.speed import efficiency_lookup
 
 if TYPE_CHECKING:
     from provision.catalog import Catalog
@@ -112,7 +113,7 @@ def claim_findings(
         build = catalog.build(claim.model, claim.quantization)
         spec = catalog.model(claim.model)
         quantization = catalog.quantization(claim.quantization)
-        computed = assess(machine, spec, build, quantization, engine, workload, catalog.efficiency)
+        computed = assess(machine, spec, build, quantization, engine, workload, efficiency_lookup(catalog.efficiency))
         verdict = judge_claim(claim, computed)
         if verdict:
             verdicts.append(verdict)

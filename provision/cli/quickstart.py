@@ -191,6 +191,7 @@ def _measure(served: _Served, progress: Progress) -> BenchResult:
 def _predict(machine: Machine, catalog: Catalog, served: _Served, measured: BenchResult) -> Candidate | None:
     """The same sizing function as `plan`, for exactly what was measured; None for a model that the catalog lacks."""
     from provision.sizing.planner import assess
+    from provision.sizing.speed import efficiency_lookup
 
     if served.build is None:
         return None
@@ -199,7 +200,7 @@ def _predict(machine: Machine, catalog: Catalog, served: _Served, measured: Benc
     # The embedded build has no GPU code: it runs on the CPU whatever is in the machine.
     where = replace(machine, accelerators=()) if served.engine == "llamacpp" else machine
     engine = catalog.engine(served.engine)
-    return assess(where, *served.build, engine, asked, catalog.efficiency)
+    return assess(where, *served.build, engine, asked, efficiency_lookup(catalog.efficiency))
 
 
 def _measured_rate(measured: BenchResult) -> float | None:

@@ -14,7 +14,7 @@ higher by that table's share (6 % for Llama 3.1 8B).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from provision.domain.hardware import Machine
@@ -49,6 +49,20 @@ class Stream:
 def quantization_family(quantization: str) -> str:
     """Families that the fit tells apart: unquantized kernels reach more of the bandwidth."""
     return "f16" if quantization.upper() in ("F16", "BF16", "FP16") else "quantized"
+
+
+def efficiency_lookup(records: Iterable[Efficiency]) -> EfficiencyOf:
+    """Look-up over the catalog's records; `any` in a record stands for every engine or family not named otherwise."""
+    table = {(r.device_class, r.engine, r.quantization_family): r for r in records}
+
+    def find(device_class: str, engine: str, family: str) -> Efficiency | None:
+        for key in ((engine, family), (engine, "any"), ("any", family), ("any", "any")):
+            found = table.get((device_class, *key))
+            if found is not None:
+                return found
+        return None
+
+    return find
 
 
 def speed(
