@@ -17,6 +17,8 @@ DEFAULT_MODEL_PATH = "/usr/share/ollama/.ollama/models"
 DEFAULT_TIMEOUT_S = 30.0
 _HOSTS_AT_ONCE = 16
 _MARK = "@@provision "
+_SCRIPT = Path(__file__).with_name("probe.sh")
+"""POSIX shell; prints the sections."""
 
 
 @record
@@ -34,27 +36,31 @@ def detect_local(model_path: str = DEFAULT_MODEL_PATH, timeout_s: float = DEFAUL
     import subprocess
 
     try:
-        done = subprocess.run(
-            ["sh", "-s", "--", model_path],
-            input=probe_script().encode(),
-            capture_output=True,
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise Unreachable(
-            f"this machine's tools did not answer within {timeout_s:g} s",
-            hint="provision detect --timeout 120",
-            code="timeout",
-        ) from None
+        with _SCRIPT.open("rb") as script:
+            running = subprocess.Popen(
+                ["sh", "-s", "--", model_path], stdin=script, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
     except OSError as error:
         raise Unreachable(f"cannot run sh: {error.strerror}", hint="command -v sh", code="no-shell") from error
-    sections = parse_sections(done.stdout.decode(errors="replace"), "this machine")
-    reading = nvidia.read_nvml()
-    report = (
-        nvidia.parse_nvml(reading, sections.get("nvidia-driver", "")) if reading is not None else _smi_report(sections)
-    )
-    return machine_of(sections, model_path, name="this machine", cards=report, figures=host.read_host(model_path))
+    with running:
+        try:
+            # The libraries load and look while the script runs.
+            reading = nvidia.read_nvml()
+            figures = host.read_host(model_path)
+            printed, _ = running.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            raise Unreachable(
+                f"this machine's tools did not answer within {timeout_s:g} s",
+                hint="provision detect --timeout 120",
+                code="timeout",
+            ) from None
+        except BaseException:
+            running.kill()
+            raise
+    sections = parse_sections(printed.decode(errors="replace"), "this machine")
+    report = nvidia.parse_nvml(reading, sections.get("nvidia-driver", "")) if reading else _smi_report(sections)
+    return machine_of(sections, model_path, name="this machine", cards=report, figures=figures)
 
 
 def detect_remote(
@@ -63,10 +69,12 @@ def detect_remote(
     """Each host over SSH, many at once, in the order given; a host that fails does not hold up the others."""
     from concurrent.futures import ThreadPoolExecutor
 
-    script = probe_script()
+    script = _SCRIPT.read_text(encoding="utf-8")
 
     def look(target: SshTarget) -> Machine | HostFailure:
         try:
+            if target.local:
+                return detect_local(model_path, timeout_s)
             text = run_script(target, script, model_path, timeout_s)
             return machine_of(parse_sections(text, target.name), model_path, name=target.host)
         except Unreachable as error:
@@ -74,11 +82,6 @@ def detect_remote(
 
     with ThreadPoolExecutor(max_workers=max(1, min(len(targets), _HOSTS_AT_ONCE))) as pool:
         return tuple(pool.map(look, targets))
-
-
-def probe_script() -> str:
-    """The POSIX shell script that prints the sections."""
-    return (Path(__file__).parent / "probe.sh").read_text(encoding="utf-8")
 
 
 def parse_sections(text: str, name: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ _UNSUPPORTED = ("[N/A]", "N/A", "[Not Supported]", "Not Supported")
 class NvmlDevice:
     """One device as NVML gave it; None for what NVML refused."""
 
+    index: int
     name: str
     uuid: str | None = None
     memory_total_bytes: int | None = None
@@ -40,6 +41,8 @@ class NvmlReading:
     cuda_version: int | None = None
     """1000 x major + 10 x minor."""
     devices: tuple[NvmlDevice, ...] = ()
+    lost_devices: int = 0
+    """Counted by the driver, but no longer answering."""
     error: int | None = None
     """NVML's return code, when it answered nothing else."""
 
@@ -79,6 +82,7 @@ def read_nvml() -> NvmlReading | None:
             supported = error.value != _NOT_SUPPORTED
         ecc = ask(nvml.nvmlDeviceGetEccMode, handle)
         return NvmlDevice(
+            index=index,
             name=ask(nvml.nvmlDeviceGetName, handle) or "",
             uuid=ask(nvml.nvmlDeviceGetUUID, handle),
             memory_total_bytes=memory.total if memory else None,
@@ -92,11 +96,12 @@ def read_nvml() -> NvmlReading | None:
         )
 
     try:
-        found = (device(index) for index in range(ask(nvml.nvmlDeviceGetCount) or 0))
+        found = [device(index) for index in range(ask(nvml.nvmlDeviceGetCount) or 0)]
         return NvmlReading(
             driver_version=ask(nvml.nvmlSystemGetDriverVersion),
             cuda_version=ask(nvml.nvmlSystemGetCudaDriverVersion_v2),
             devices=tuple(one for one in found if one),
+            lost_devices=found.count(None),
         )
     finally:
         ask(nvml.nvmlShutdown)
@@ -108,19 +113,20 @@ def parse_nvml(reading: NvmlReading, driver: str) -> NvidiaReport:
         return NvidiaReport(findings=(_mismatch(driver),))
     if reading.error is not None:
         return NvidiaReport(findings=(_not_running(),))
-    if not reading.devices:
+    if not reading.devices and not reading.lost_devices:
         return NvidiaReport(findings=(_no_devices(),))
     cuda = reading.cuda_version
     return NvidiaReport(
         tuple(
             Accelerator(
-                index=index,
+                index=one.index,
                 vendor="nvidia",
                 name=one.name,
                 memory_kind=MemoryKind.DEDICATED if one.memory_supported else MemoryKind.UNIFIED,
                 # nvidia-smi prints whole MiB; near and far must give the same figure.
                 memory=MemoryPool(
-                    total_bytes=_whole_mib(one.memory_total_bytes), available_bytes=_whole_mib(one.memory_free_bytes)
+                    total_bytes=_whole_mib(one.memory_total_bytes) or None,
+                    available_bytes=_whole_mib(one.memory_free_bytes),
                 )
                 if one.memory_supported
                 else None,
@@ -132,8 +138,9 @@ def parse_nvml(reading: NvmlReading, driver: str) -> NvidiaReport:
                 ecc_enabled=one.ecc_enabled,
                 pcie=_pcie(one.pcie_generation, one.pcie_width),
             )
-            for index, one in enumerate(reading.devices)
-        )
+            for one in reading.devices
+        ),
+        (_lost(),) if reading.lost_devices else (),
     )
 
 
@@ -158,7 +165,7 @@ def parse_nvidia_smi(cards: str, summary: str, driver: str) -> NvidiaReport:
                 vendor="nvidia",
                 name=name,
                 memory_kind=MemoryKind.UNIFIED if unified else MemoryKind.DEDICATED,
-                memory=None if unified else MemoryPool(total_bytes=_mib(total), available_bytes=_mib(free)),
+                memory=None if unified else MemoryPool(total_bytes=_mib(total) or None, available_bytes=_mib(free)),
                 power_limit_w=_decimal(power),
                 uuid=uuid if uuid.startswith(("GPU-", "MIG-")) else None,
                 driver_version=version if re.fullmatch(r"[0-9][0-9.]*", version) else None,
@@ -176,7 +183,7 @@ def parse_nvidia_smi(cards: str, summary: str, driver: str) -> NvidiaReport:
     elif "No devices were found" in cards:
         findings.append(_no_devices())
     elif not accelerators and not lost and cards.strip():
-        findings.append(_not_running())
+        findings.append(_not_running() if "has failed" in cards else _unreadable(cards.strip().splitlines()[0]))
     return NvidiaReport(tuple(accelerators), tuple(findings))
 
 
@@ -189,7 +196,7 @@ def without_driver(pci: str, report: NvidiaReport) -> tuple[Finding, ...]:
         Finding(
             code="nvidia-driver-missing",
             message=f"{len(addresses)} NVIDIA card(s) on the PCI bus ({', '.join(addresses)}), but no NVIDIA driver",
-            hint="sudo ubuntu-drivers install   (Debian: sudo apt install nvidia-driver), then sudo reboot",
+            hint="sudo ubuntu-drivers install && sudo reboot   # Debian: sudo apt install nvidia-driver",
         ),
     )
 
@@ -220,10 +227,18 @@ def _no_devices() -> Finding:
     )
 
 
+def _unreadable(answer: str) -> Finding:
+    return Finding(
+        code="nvidia-unreadable",
+        message=f"nvidia-smi does not answer what was asked: {answer[:120]}",
+        hint="nvidia-smi --query-gpu=index,name,memory.total --format=csv",
+    )
+
+
 def _lost() -> Finding:
     return Finding(
         code="nvidia-card-lost",
-        message="a NVIDIA card has stopped answering; it is not counted",
+        message="an NVIDIA card has stopped answering; it is not counted",
         hint="sudo dmesg | grep -i xid",
     )
 

@@ -22,6 +22,8 @@ class SshTarget:
     config_file: Path | None = None
     options: tuple[str, ...] = ()
     """Further arguments for ssh, as an inventory's `ansible_ssh_common_args` gives them."""
+    local: bool = False
+    """It is this machine: an inventory's `ansible_connection=local`."""
 
     @property
     def name(self) -> str:
@@ -81,7 +83,7 @@ def run_script(target: SshTarget, script: str, argument: str, timeout_s: float) 
     except subprocess.TimeoutExpired:
         raise Unreachable(
             f"{target.name}: no answer within {timeout_s:g} s",
-            hint=f"ssh {_arguments(target)} true   (or give more time with --timeout)",
+            hint=f"ssh {_arguments(target)} true   # or give more time with --timeout",
             code="timeout",
         ) from None
     except FileNotFoundError:
@@ -116,13 +118,13 @@ def classify(target: SshTarget, stderr: str) -> Unreachable:
         return error(
             "host-key-changed",
             "its host key is not the one known: reinstalled, or somebody in between",
-            f"ssh-keygen -R {entry}{file}   (only if the change is expected)",
+            f"ssh-keygen -R {entry}{file}   # only if the change is expected",
         )
     if "Host key verification failed" in stderr or "host key is known for" in stderr:
         return error(
             "host-key-unknown",
             "its host key is not known yet",
-            f"ssh {typed} true   (compare the fingerprint, then answer yes; or {scan})",
+            f"ssh {typed} true   # compare the fingerprint, answer yes; or: {scan}",
         )
     if re.search(
         r"Permission denied|Too many authentication failures|UNPROTECTED PRIVATE KEY|no mutual signature", stderr
@@ -130,7 +132,7 @@ def classify(target: SshTarget, stderr: str) -> Unreachable:
         return error(
             "ssh-auth",
             "it accepts none of our keys",
-            f"ssh-copy-id {typed}   (or give the right key with --ssh-key FILE)",
+            f"ssh-copy-id {typed}   # or give the right key with --ssh-key FILE",
         )
     if "Connection refused" in stderr:
         return error("connection-refused", "it is up, but no SSH server listens there", f"ssh -v {typed} true")

@@ -1,0 +1,242 @@
+"""Where to look or what to assume: the machine options that `detect`, `plan` and `estimate` share.
+
+Machines come from this one (the default), from hosts over SSH, from a file that `detect --json` wrote, from a tier, or
+from parts that nobody has bought yet.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from provision.domain.finding import Finding
+from provision.domain.hardware import Accelerator, AcceleratorSpec, Cpu, Disk, Machine, MemoryKind, MemoryPool, Origin
+from provision.errors import InvalidFile, Unreachable, UsageError
+from provision.probes import DEFAULT_MODEL_PATH, DEFAULT_TIMEOUT_S
+from provision.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from provision.catalog import Catalog
+    from provision.probes import HostFailure
+    from provision.probes.ssh import SshTarget
+
+_CARDS_MAX = 64
+
+Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="USER@HOST", help="A host over SSH. Repeatable.")]
+Inventory = Annotated[
+    Path | None, typer.Option("--inventory", "-i", metavar="FILE", help="All hosts of an Ansible inventory.")
+]
+SshKey = Annotated[Path | None, typer.Option("--ssh-key", metavar="FILE", help="Private key for SSH.")]
+SshConfig = Annotated[Path | None, typer.Option("--ssh-config", metavar="FILE", help="Configuration file for SSH.")]
+ModelPath = Annotated[
+    str, typer.Option("--model-path", metavar="PATH", help="Where models will lie: whose free space?")
+]
+Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=1, help="Time for each host.")]
+TierId = Annotated[str | None, typer.Option("--tier", metavar="ID", help="A class of machine from the catalog.")]
+Gpus = Annotated[
+    list[str] | None, typer.Option("--gpu", metavar='"[N x] CARD"', help='Planned cards: "2x RTX 4090". Repeatable.')
+]
+Ram = Annotated[str | None, typer.Option("--ram", metavar="SIZE", help="Memory of the planned machine: 128GiB.")]
+DiskSize = Annotated[str | None, typer.Option("--disk", metavar="SIZE", help="Disk of the planned machine: 2TB.")]
+CpuName = Annotated[str | None, typer.Option("--cpu", metavar="NAME", help="Processor of the planned machine.")]
+Platform = Annotated[
+    str | None,
+    typer.Option("--memory-platform", metavar="NAME", help="Kind of host memory, for its bandwidth: ddr5-5600-2ch."),
+]
+MachineFile = Annotated[
+    str | None, typer.Option("--machine", metavar="FILE", help="What `detect --json` printed; - is standard input.")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """The options as given; nothing given means this machine."""
+
+    hosts: Sequence[str] = ()
+    inventory: Path | None = None
+    ssh_key: Path | None = None
+    ssh_config: Path | None = None
+    model_path: str = DEFAULT_MODEL_PATH
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    tier: str | None = None
+    gpus: Sequence[str] = ()
+    ram: str | None = None
+    disk: str | None = None
+    cpu: str | None = None
+    memory_platform: str | None = None
+    machine_file: str | None = None
+
+
+def machines(where: Where, catalog: Catalog) -> list[Machine]:
+    """The machines that `where` names, completed from the catalog.
+
+    Raises UsageError for options that contradict each other, InvalidFile for files, and Unreachable for the first host
+    that cannot be read.
+    """
+    found, failures = look(where, catalog)
+    if failures:
+        first = failures[0]
+        raise Unreachable(first.message, hint=first.hint, code=first.code)
+    return found
+
+
+def one_machine(where: Where, catalog: Catalog) -> Machine:
+    """The one machine that `where` names; sizing answers for one at a time. Raises as `machines`, and UsageError."""
+    found = machines(where, catalog)
+    if len(found) > 1:
+        names = ", ".join(one.name for one in found)
+        raise UsageError(f"{len(found)} machines are named ({names}); size one at a time", hint="--host USER@HOST")
+    return found[0]
+
+
+def look(where: Where, catalog: Catalog) -> tuple[list[Machine], list[HostFailure]]:
+    """As `machines`, but hosts that cannot be read are returned beside those that can."""
+    from provision.probes.match import with_catalog
+
+    _refuse_conflicts(where)
+    found, failures = _unmatched(where, catalog)
+    if where.memory_platform:
+        bandwidth = catalog.platform(where.memory_platform).bandwidth_bytes_per_s
+        found = [replace(one, memory=replace(one.memory, bandwidth_bytes_per_s=bandwidth)) for one in found]
+    return [with_catalog(one, catalog) for one in found], failures
+
+
+def parse_gpu(text: str) -> tuple[int, str]:
+    """How many of which card: `2x RTX 4090`, `2 x rtx 4090`, `RTX 4090`. Raises UsageError."""
+    # Up to two digits: the "7900 x" of "7900 XTX" is no count.
+    match = re.fullmatch(r"\s*(?:(\d{1,2})\s*[x×X]\s*)?(\S.*?)\s*", text)
+    if match is None or not 0 < int(match[1] or 1) <= _CARDS_MAX:
+        raise UsageError(f"'{text}' is not a number of cards", hint='--gpu "2x RTX 4090"', code="bad-gpu")
+    return int(match[1] or 1), match[2]
+
+
+def _refuse_conflicts(where: Where) -> None:
+    sources = {
+        "--host": bool(where.hosts),
+        "--inventory": bool(where.inventory),
+        "--tier": bool(where.tier),
+        "--gpu": bool(where.gpus),
+        "--machine": bool(where.machine_file),
+    }
+    given = [option for option, is_given in sources.items() if is_given]
+    if len(given) > 1 and given != ["--host", "--inventory"]:
+        raise UsageError(f"{' and '.join(given)} each name a machine; give one of them", hint=f"leave out {given[-1]}")
+    parts = {"--ram": where.ram, "--disk": where.disk, "--cpu": where.cpu}
+    extra = [option for option, value in parts.items() if value]
+    if extra and given and given[0] not in ("--gpu", "--tier"):
+        raise UsageError(
+            f"{extra[0]} describes a planned machine, {given[0]} an existing one", hint=f"leave out {extra[0]}"
+        )
+    if extra and not given and not where.ram:
+        raise UsageError(f"{extra[0]} needs a planned machine", hint=f'{extra[0]} ... --ram 64GiB --gpu "RTX 4090"')
+
+
+def _unmatched(where: Where, catalog: Catalog) -> tuple[list[Machine], list[HostFailure]]:
+    from provision.probes import HostFailure, detect_local, detect_remote
+
+    if where.hosts or where.inventory:
+        seen = detect_remote(_targets(where), where.model_path, where.timeout_s)
+        return [one for one in seen if isinstance(one, Machine)], [one for one in seen if isinstance(one, HostFailure)]
+    if where.machine_file:
+        return _from_file(where.machine_file), []
+    if where.tier or where.gpus or where.ram:
+        return [_planned(where, catalog)], []
+    return [detect_local(where.model_path, where.timeout_s)], []
+
+
+def _targets(where: Where) -> list[SshTarget]:
+    from provision.probes.inventory import inventory_targets
+    from provision.probes.ssh import parse_target
+
+    for option, file in (("--ssh-key", where.ssh_key), ("--ssh-config", where.ssh_config)):
+        if file and not file.is_file():
+            raise UsageError(f"{option}: there is no file {file}", hint=f"ls -l {file.parent}")
+    named = [parse_target(text, key_file=where.ssh_key, config_file=where.ssh_config) for text in where.hosts]
+    if where.inventory:
+        named += inventory_targets(where.inventory, key_file=where.ssh_key, config_file=where.ssh_config)
+    return list(dict.fromkeys(named))
+
+
+def _from_file(name: str) -> list[Machine]:
+    from provision.records import validate
+
+    source, hint = ("standard input" if name == "-" else name), "provision detect --json > box.json"
+    try:
+        document = json.loads(sys.stdin.read() if name == "-" else Path(name).read_bytes())
+    except OSError as error:
+        raise InvalidFile(f"cannot read {source}: {error.strerror}", hint=hint) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidFile(f"{source} is not JSON: {error}", hint=hint) from error
+    if isinstance(document, dict) and "provision_result_version" in document:
+        document = document.get("data")
+    if isinstance(document, dict) and "machines" in document:
+        document = document["machines"]
+    entries = document if isinstance(document, list) else [document]
+    if not entries or entries == [None]:
+        raise InvalidFile(f"{source} holds no machine", hint=hint)
+    return [validate(entry, Machine, source=source, hint=hint) for entry in entries]
+
+
+def _planned(where: Where, catalog: Catalog) -> Machine:
+    from provision.probes.match import planned
+
+    tier = catalog.tier(where.tier) if where.tier else None
+    names = list(tier.accelerators) if tier else []
+    for text in where.gpus:
+        count, name = parse_gpu(text)
+        names += [name] * count
+    specs = [catalog.accelerator(name) for name in names]
+    ram = _size("--ram", where.ram) if where.ram else tier.memory_bytes if tier else None
+    disk = _size("--disk", where.disk) if where.disk else tier.disk_bytes if tier else None
+    cpu = where.cpu or (tier.cpu if tier else None)
+    bandwidth = catalog.platform(tier.memory_platform).bandwidth_bytes_per_s if tier and tier.memory_platform else None
+    ram, findings = _planned_ram(ram, specs)
+    cards: tuple[Accelerator, ...] = tuple(planned(spec, index) for index, spec in enumerate(specs))
+    return Machine(
+        name=tier.id if tier else " + ".join(where.gpus) or f"{format_bytes(ram)} without an accelerator",
+        origin=Origin.CATALOG if tier else Origin.DECLARED,
+        cpu=Cpu(model=cpu, architecture=None) if cpu else None,
+        memory=MemoryPool(total_bytes=ram, bandwidth_bytes_per_s=bandwidth),
+        accelerators=cards,
+        disks=(Disk(path=where.model_path, total_bytes=disk, free_bytes=disk),) if disk else (),
+        findings=findings,
+    )
+
+
+def _planned_ram(ram: int | None, specs: Sequence[AcceleratorSpec]) -> tuple[int | None, tuple[Finding, ...]]:
+    """Host memory of a planned machine, and what is to be said when nobody told it."""
+    if ram is not None:
+        return ram, ()
+    largest = next((s.memory_bytes for s in specs if s.memory_kind is MemoryKind.UNIFIED and s.memory_bytes), None)
+    if largest is not None:
+        return largest, (
+            Finding(
+                code="unified-memory-assumed",
+                message=f"the largest memory sold is assumed: {format_bytes(largest)}",
+                hint=f"--ram {round(largest / 2**30)}GiB",
+            ),
+        )
+    return None, (
+        Finding(
+            code="ram-unknown",
+            message="the planned machine's memory is not known, so models that spill out of the cards cannot be judged",
+            hint="--ram 64GiB",
+        ),
+    )
+
+
+def _size(option: str, text: str) -> int:
+    try:
+        size = parse_bytes(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}", hint=f"{option} 128GiB") from None
+    if size <= 0:
+        raise UsageError(f"{option}: {text} is nothing", hint=f"{option} 128GiB")
+    return size

@@ -1,0 +1,88 @@
+"""What the catalog adds to a machine: bandwidth, arithmetic and class of each card. What the driver said stays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from provision.catalog import Catalog
+from provision.domain.finding import Finding
+from provision.domain.hardware import Accelerator, AcceleratorSpec, Machine, MemoryKind, MemoryPool
+from provision.errors import UsageError
+
+_SAME_SIZE_RATIO = 0.08
+"""Drivers report a little less than the nominal size (24564 of 24576 MiB; with ECC on GDDR 6 % less)."""
+
+
+def with_catalog(machine: Machine, catalog: Catalog) -> Machine:
+    """`machine` with the catalog's figures filled in where they are not known; doing it twice changes nothing more.
+
+    A card that the catalog does not know keeps None, and the machine gets the finding `unknown-accelerator`.
+    """
+    accelerators, findings = [], list(machine.findings)
+    memory = machine.memory
+    for accelerator in machine.accelerators:
+        spec = _spec_of(accelerator, catalog)
+        if spec is None:
+            finding = Finding(
+                code="unknown-accelerator",
+                message=f"the catalog does not know '{accelerator.name}': its speed cannot be predicted",
+                hint="provision catalog list hardware",
+            )
+            if finding not in findings:
+                findings.append(finding)
+            accelerators.append(accelerator)
+            continue
+        filled = _filled(accelerator, spec)
+        if filled.memory_kind is MemoryKind.UNIFIED and memory.bandwidth_bytes_per_s is None:
+            memory = replace(memory, bandwidth_bytes_per_s=spec.memory_bandwidth_bytes_per_s)
+        accelerators.append(filled)
+    return replace(machine, memory=memory, accelerators=tuple(accelerators), findings=tuple(findings))
+
+
+def planned(spec: AcceleratorSpec, index: int) -> Accelerator:
+    """A card that nobody has put in yet, with the memory that its driver will report where that is known."""
+    return _filled(Accelerator(index=index, vendor=spec.vendor, name=spec.name), spec)
+
+
+def _filled(accelerator: Accelerator, spec: AcceleratorSpec) -> Accelerator:
+    unified = spec.memory_kind is MemoryKind.UNIFIED
+    known = accelerator.memory or MemoryPool(total_bytes=None)
+    nominal = spec.reported_memory_bytes or spec.memory_bytes
+    return replace(
+        accelerator,
+        catalog_id=spec.id,
+        device_class=accelerator.device_class or spec.device_class,
+        memory_kind=spec.memory_kind,
+        memory=None
+        if unified
+        else replace(
+            known,
+            total_bytes=nominal if known.total_bytes is None else known.total_bytes,
+            bandwidth_bytes_per_s=known.bandwidth_bytes_per_s or spec.memory_bandwidth_bytes_per_s,
+        ),
+        fp16_flops_per_s=accelerator.fp16_flops_per_s or spec.fp16_flops_per_s,
+        power_limit_w=spec.power_limit_w if accelerator.power_limit_w is None else accelerator.power_limit_w,
+        pcie=accelerator.pcie or spec.pcie,
+    )
+
+
+def _spec_of(accelerator: Accelerator, catalog: Catalog) -> AcceleratorSpec | None:
+    for name in (accelerator.catalog_id, accelerator.name):
+        try:
+            if name:
+                return catalog.accelerator(name)
+        except UsageError:
+            continue
+    # One reported name may stand for several sizes (RTX 4060 Ti): then the size tells which.
+    total = accelerator.memory.total_bytes if accelerator.memory else None
+    fitting = [
+        spec
+        for spec in catalog.accelerators
+        if accelerator.name in (spec.name, *spec.reported_names) and _same_size(total, spec)
+    ]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _same_size(total: int | None, spec: AcceleratorSpec) -> bool:
+    nominal = spec.reported_memory_bytes or spec.memory_bytes
+    return bool(total and nominal and abs(total - nominal) <= _SAME_SIZE_RATIO * nominal)
