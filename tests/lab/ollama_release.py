@@ -40,11 +40,13 @@ _SYCL_LIBRARY = "libollama-ggml-sycl.so"
 
 # The server finds its libraries beside itself; it may be called through links (/usr/local/bin, a `current` folder).
 # OLLAMA_NUM_GPU is this build's own setting, 999 layers if not set: it would then compute attention with an operation
-# that only its GPU backend has, and say nonsense.
+# that only its GPU backend has, and say nonsense. OLLAMA_CONTEXT_LENGTH came with a later version; this build has the
+# same setting under another name (with which it overrides a request's num_ctx too).
 _WRAPPER = """#!/bin/sh
 lib=$(dirname "$(readlink -f "$0")")/../lib/ollama
 export LD_LIBRARY_PATH="$lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export OLLAMA_NUM_GPU="${OLLAMA_NUM_GPU:-0}"
+if [ -n "${OLLAMA_CONTEXT_LENGTH:-}" ]; then export IPEX_LLM_NUM_CTX="$OLLAMA_CONTEXT_LENGTH"; fi
 exec "$lib/ollama" "$@"
 """
 

@@ -48,7 +48,8 @@ def ollama_host(module_lab_host: HostFactory, ollama_release: OllamaRelease) -> 
             f" && sha256sum --quiet -c {CHECKSUM_NAME}"
             f" && mkdir /opt/ollama && tar -C /opt/ollama --zstd -xf {ARCHIVE_NAME}"
             " && ln -s /opt/ollama/bin/ollama /usr/local/bin/ollama"
-            " && systemd-run --quiet --unit=ollama --setenv=HOME=/root /usr/local/bin/ollama serve"
+            " && systemd-run --quiet --unit=ollama --setenv=HOME=/root --setenv=OLLAMA_CONTEXT_LENGTH=1024"
+            " /usr/local/bin/ollama serve"
         )
     host.run("for i in $(seq 100); do curl -sf localhost:11434/api/version && exit 0; sleep 0.1; done; exit 1")
     return host
@@ -229,6 +230,7 @@ class TestOllama:
         assert answer["prompt_eval_count"] > 10
         (running,) = api(ollama_host, "/api/ps")["models"]
         assert running["size_vram"] == 0 < running["size"]
+        assert any("runner" in line and "--ctx-size 1024 " in line for line in ollama_host.processes())
 
     def test_cut_pull_resumes_where_it_stopped(self, ollama_host: LabHost, model_registry: ModelRegistry) -> None:
         model = model_registry.reference(ollama_host.controller_address)
