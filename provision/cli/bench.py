@@ -202,6 +202,9 @@ def _user_counts(text: str) -> tuple[int, ...]:
 
 def _tokens(option: str, text: str) -> int:
     try:
-        return parse_tokens(text)
+        tokens = parse_tokens(text)
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from None
+    if tokens < 1:
+        raise UsageError(f"{option} must be at least 1", hint=f"{option} 512")
+    return tokens

@@ -99,8 +99,13 @@ def normalise_url(text: str) -> str:
 
 
 def is_loopback(url: str) -> bool:
+    from ipaddress import ip_address
+
     host = urlsplit(url).hostname or ""
-    return host == "localhost" or host == "::1" or host.startswith("127.")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def fetch(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-TTFT_S, TPOT_S = 0.08, 0.02
+TTFT_S, TPOT_S = 0.04, 0.008
 
 
 @dataclass(frozen=True, kw_only=True)
