@@ -13,7 +13,7 @@ from tests.lab import requirements
 from tests.lab.clean import remove_leftovers
 from tests.lab.host import LabHost
 from tests.lab.mirror import ReleaseMirror
-from tests.lab.nvml import install_nvml_standin
+from tests.lab.nvml import install_nvml_standin, kernel_module_text, kernel_module_version
 from tests.lab.ollama_release import OllamaRelease
 from tests.lab.ollama_release import ollama_release as build_release
 from tests.lab.registry import ModelRegistry, build_models_folder
@@ -86,6 +86,11 @@ def _factory(stack: ExitStack) -> HostFactory:
         host = stack.enter_context(LabHost(name))
         if nvml is not None:
             install_nvml_standin(host.root, nvml)
+            if version := kernel_module_version(nvml):
+                host.inside("mount", "-t", "tmpfs", "tmpfs", "/proc/driver")
+                host.inside("mkdir", "/proc/driver/nvidia")
+                text = kernel_module_text(version)
+                host.inside("sh", "-c", 'printf %s "$1" > /proc/driver/nvidia/version', "sh", text)
         return host
 
     return boot

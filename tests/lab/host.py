@@ -166,7 +166,7 @@ class LabHost:
     def rotate_host_key(self) -> None:
         """Give the host another key, as after a reinstallation; `known_hosts` keeps the old one."""
         self._make_host_key()
-        self._inside("pkill", "-HUP", "-o", "sshd")
+        self.inside("pkill", "-HUP", "-o", "sshd")
         self._wait_for_sshd()
 
     def trust_host_key(self) -> None:
@@ -202,24 +202,36 @@ class LabHost:
         folder.mkdir(parents=True, exist_ok=True)
         owner = folder.stat()
         if kind == "tmpfs":
-            self._inside("mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", path)
+            self.inside("mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", path)
         else:
-            self._inside("mount", "-t", "ext4", self._loop_device(size_bytes), path)
-        self._inside("chown", f"{owner.st_uid}:{owner.st_gid}", path)
-        self._inside("chmod", f"{stat.S_IMODE(owner.st_mode):o}", path)
+            self.inside("mount", "-t", "ext4", self._loop_device(size_bytes), path)
+        self.inside("chown", f"{owner.st_uid}:{owner.st_gid}", path)
+        self.inside("chmod", f"{stat.S_IMODE(owner.st_mode):o}", path)
 
     def fill_disk(self, path: str, leave_bytes: int = 0) -> None:
         """Fill the small disk at a path until so much is left for anyone; `free_disk` undoes it."""
-        usage = self._inside("stat", "--file-system", "--format=%a %S", path).split()
-        if self._inside("stat", "--format=%d", path) == self._inside("stat", "--format=%d", "/"):
+        usage = self.inside("stat", "--file-system", "--format=%a %S", path).split()
+        if self.inside("stat", "--format=%d", path) == self.inside("stat", "--format=%d", "/"):
             raise ValueError(f"{path} lies on this machine's own disk: mount a small_disk there first")
         used_bytes = int(usage[0]) * int(usage[1]) - leave_bytes
         if used_bytes > 0:
-            self._inside("fallocate", f"--length={used_bytes}", f"{path}/{_FILLER}")
+            self.inside("fallocate", f"--length={used_bytes}", f"{path}/{_FILLER}")
 
     def free_disk(self, path: str) -> None:
         """Give back what `fill_disk` took."""
-        self._inside("rm", "-f", f"{path}/{_FILLER}")
+        self.inside("rm", "-f", f"{path}/{_FILLER}")
+
+    def inside(self, *command: str) -> str:
+        """Run one of the host's programs in its mount and process namespaces, with all of this machine's rights.
+
+        Not over SSH and not under the host's systemd; for what root inside may not do (mounts, devices). Mounts are
+        gone at the next boot.
+        """
+        entered = ["nsenter", f"--target={self._leader_id()}", "--mount", "--pid", "--root", "--wd=/", *command]
+        done = subprocess.run(entered, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{self.name}: {' '.join(command)}: {done.stderr.strip()}")
+        return done.stdout.strip()
 
     def close(self) -> None:
         """Remove the host and every trace of it on this machine."""
@@ -295,14 +307,6 @@ class LabHost:
         nspawn_id = self._nspawn.pid
         return int(Path(f"/proc/{nspawn_id}/task/{nspawn_id}/children").read_text().split()[0])
 
-    def _inside(self, *command: str) -> str:
-        """Run one of the host's programs in its mount and process namespaces, with all of this machine's rights."""
-        entered = ["nsenter", f"--target={self._leader_id()}", "--mount", "--pid", "--root", "--wd=/", *command]
-        done = subprocess.run(entered, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"{self.name}: {' '.join(command)}: {done.stderr.strip()}")
-        return done.stdout.strip()
-
     def _loop_device(self, size_bytes: int) -> str:
         """An ext4 image as a loop device, with a node for it in the host's /dev."""
         image = self.folder / f"disk-{next(self._loops)}.img"
@@ -314,7 +318,7 @@ class LabHost:
         image.with_suffix(".loop").write_text(device)
         number = os.stat(device).st_rdev
         node = f"/dev/lab-disk-{os.minor(number)}"
-        self._inside("mknod", node, "b", str(os.major(number)), str(os.minor(number)))
+        self.inside("mknod", node, "b", str(os.major(number)), str(os.minor(number)))
         return node
 
     def _reap(self) -> None:

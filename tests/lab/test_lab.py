@@ -302,6 +302,7 @@ class TestNvmlStandin:
         lines = ollama_host.run(["nvidia-smi", *QUERY]).stdout.splitlines()
         assert lines == ["0, NVIDIA GeForce RTX 4090, 24564", "1, NVIDIA GeForce RTX 4090, 24564"]
         assert ollama_host.run("nvidia-smi -L", user="deploy").stdout.count("GPU-") == 2
+        assert "Kernel Module  570.133.07 " in ollama_host.run("cat /proc/driver/nvidia/version", user="deploy").stdout
 
     def test_binding_sees_two_cards(self) -> None:
         script = (

@@ -53,6 +53,23 @@ def install_nvml_standin(root: Path, profile: str) -> None:
     conf.chmod(0o644)
 
 
+def kernel_module_version(profile: str) -> str | None:
+    """Version of the kernel module that the profile's driver has loaded; None when it has none."""
+    for line in profile_file(profile).read_text().splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "kernel_module_version":
+            return value.strip()
+    return None
+
+
+def kernel_module_text(version: str) -> str:
+    """What /proc/driver/nvidia/version says of a kernel module."""
+    return (
+        f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {version}  Fri Mar 14 13:12:07 UTC 2025\n"
+        "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n"
+    )
+
+
 def _built() -> Path:
     def build(folder: Path) -> None:
         (folder / "lib").mkdir()
