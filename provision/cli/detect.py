@@ -27,7 +27,10 @@ def command(
 ) -> Result:
     """What is in this machine, or in other hosts over SSH. Reads only; needs no root and installs nothing.
 
-    Example: provision detect --host admin@gpu1 --host admin@gpu2 --json > boxes.json
+    \b
+    Examples:
+      provision detect --host admin@gpu1 --host admin@gpu2
+      provision detect --json > box.json && provision plan --machine box.json
     """
     from provision.catalog import load_catalog
 

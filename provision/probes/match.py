@@ -8,9 +8,11 @@ from provision.catalog import Catalog
 from provision.domain.finding import Finding
 from provision.domain.hardware import Accelerator, AcceleratorSpec, Machine, MemoryKind, MemoryPool
 from provision.errors import UsageError
+from provision.units import format_bytes
 
-_SAME_SIZE_RATIO = 0.08
-"""Drivers report a little less than the nominal size (24564 of 24576 MiB; with ECC on GDDR 6 % less)."""
+_SAME_SIZE_RATIO = 0.1
+"""Drivers report a little less than the nominal size (24564 of 24576 MiB; with ECC on GDDR 6 % less). More than this is
+another card of the same name (there is an RTX 3060 of 8 GB, a third slower), or a part of one."""
 
 
 def with_catalog(machine: Machine, catalog: Catalog) -> Machine:
@@ -23,9 +25,10 @@ def with_catalog(machine: Machine, catalog: Catalog) -> Machine:
     for accelerator in machine.accelerators:
         spec = _spec_of(accelerator, catalog)
         if spec is None:
+            size = f" with {format_bytes(accelerator.memory.total_bytes)}" if accelerator.memory else ""
             finding = Finding(
                 code="unknown-accelerator",
-                message=f"the catalog does not know '{accelerator.name}': its speed cannot be predicted",
+                message=f"the catalog does not know '{accelerator.name}'{size}: its speed cannot be predicted",
                 hint="provision catalog list hardware",
             )
             if finding not in findings:
@@ -69,20 +72,23 @@ def _filled(accelerator: Accelerator, spec: AcceleratorSpec) -> Accelerator:
 def _spec_of(accelerator: Accelerator, catalog: Catalog) -> AcceleratorSpec | None:
     for name in (accelerator.catalog_id, accelerator.name):
         try:
-            if name:
-                return catalog.accelerator(name)
+            if name and _may_be(accelerator, spec := catalog.accelerator(name)):
+                return spec
         except UsageError:
             continue
     # One reported name may stand for several sizes (RTX 4060 Ti): then the size tells which.
-    total = accelerator.memory.total_bytes if accelerator.memory else None
     fitting = [
         spec
         for spec in catalog.accelerators
-        if accelerator.name in (spec.name, *spec.reported_names) and _same_size(total, spec)
+        if accelerator.name in (spec.name, *spec.reported_names) and _may_be(accelerator, spec)
     ]
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _same_size(total: int | None, spec: AcceleratorSpec) -> bool:
+def _may_be(accelerator: Accelerator, spec: AcceleratorSpec) -> bool:
+    """Whether the size, as far as both are known, agrees. Unified memory is sold in many sizes and says nothing."""
+    total = accelerator.memory.total_bytes if accelerator.memory else None
     nominal = spec.reported_memory_bytes or spec.memory_bytes
-    return bool(total and nominal and abs(total - nominal) <= _SAME_SIZE_RATIO * nominal)
+    if spec.memory_kind is MemoryKind.UNIFIED or total is None or nominal is None:
+        return True
+    return abs(total - nominal) <= _SAME_SIZE_RATIO * nominal
