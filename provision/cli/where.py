@@ -142,7 +142,7 @@ def _unmatched(where: Where, catalog: Catalog) -> tuple[list[Machine], list[Host
     from provision.probes import HostFailure, detect_local, detect_remote
 
     if where.hosts or where.inventory:
-        seen = detect_remote(_targets(where), where.model_path, where.timeout_s)
+        seen = detect_remote(targets(where), where.model_path, where.timeout_s)
         return [one for one in seen if isinstance(one, Machine)], [one for one in seen if isinstance(one, HostFailure)]
     if where.machine_file:
         return _from_file(where.machine_file), []
@@ -151,7 +151,8 @@ def _unmatched(where: Where, catalog: Catalog) -> tuple[list[Machine], list[Host
     return [detect_local(where.model_path, where.timeout_s)], []
 
 
-def _targets(where: Where) -> list[SshTarget]:
+def targets(where: Where) -> list[SshTarget]:
+    """The hosts of --host and --inventory, each once. Raises UsageError, and InvalidFile for the inventory."""
     from provision.probes.inventory import inventory_targets
     from provision.probes.ssh import parse_target
 
@@ -160,7 +161,7 @@ def _targets(where: Where) -> list[SshTarget]:
             raise UsageError(f"{option}: there is no file {file}", hint=f"ls -l {file.parent}")
     named = [parse_target(text, key_file=where.ssh_key, config_file=where.ssh_config) for text in where.hosts]
     if where.inventory:
-        named += inventory_targets(where.inventory, key_file=where.ssh_key, config_file=where.ssh_config)
+        named += inventorytargets(where.inventory, key_file=where.ssh_key, config_file=where.ssh_config)
     return list(dict.fromkeys(named))
 
 
