@@ -161,7 +161,7 @@ def targets(where: Where) -> list[SshTarget]:
             raise UsageError(f"{option}: there is no file {file}", hint=f"ls -l {file.parent}")
     named = [parse_target(text, key_file=where.ssh_key, config_file=where.ssh_config) for text in where.hosts]
     if where.inventory:
-        named += inventorytargets(where.inventory, key_file=where.ssh_key, config_file=where.ssh_config)
+        named += inventory_targets(where.inventory, key_file=where.ssh_key, config_file=where.ssh_config)
     return list(dict.fromkeys(named))
 
 
