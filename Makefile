@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup lint types docs check lab clean
+.PHONY: help run test setup lock lint types docs check lab clean
 
 help: ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -22,13 +23,23 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/run.stamp: pyproject.toml .ci/lock-run.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/lock-run.txt -e '.[embedded]'
+	$(PIP) -r .ci/lock-run.txt
+	$(PIP) --no-deps -e .
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml .ci/lock-dev.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r .ci/lock-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/lock-dev.txt -e '.[embedded]'
+	$(PIP) -r .ci/lock-dev.txt
+	$(PIP) --no-deps -e .
 	@touch $@ $(VENV)/run.stamp
+
+lock: ## Write the lock files anew from pyproject.toml
+	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-lock/bin/python -m pip install --quiet '.[embedded]'
+	$(VENV)-lock/bin/python -m pip freeze --exclude provision-llm > .ci/lock-run.txt
+	$(VENV)-lock/bin/python -m pip install --quiet --group dev
+	$(VENV)-lock/bin/python -m pip freeze --exclude provision-llm > .ci/lock-dev.txt
+	rm -rf $(VENV)-lock
 
 lab: setup ## Debian packages, root file system, engine and model of the lab (needs root; skipped with the reason without it)
 	$(BIN)/python -m tests.lab.setup
