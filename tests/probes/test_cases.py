@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from provision.domain.hardware import MemoryPool
-from provision.probes import engines, host, nvidia, ssh
+from provision.probes import engines, host, machine_of, nvidia, ssh
 from provision.records import to_plain
 
 FOLDER = Path(__file__).parent
@@ -26,6 +26,7 @@ PARSERS = {
     "operating_system": lambda os_release, uname: host.parse_operating_system(os_release, host.parse_uname(uname)),
     "ollama": engines.parse_ollama,
     "openai": engines.parse_openai,
+    "machine": lambda sections: machine_of(sections, "/usr/share/ollama/.ollama/models", name="host"),
     "ssh_error": lambda stderr, host: told(ssh.classify(ssh.parse_target(host), stderr)),
 }
 CASES = sorted(FOLDER.glob("*/*.json"))
