@@ -36,17 +36,17 @@ class AcceleratorSpec:
     device_class: str
     """Key into efficiency.toml: parts that share memory kind and software stack, e.g. `nvidia-gddr`."""
     reported_names: tuple[str, ...] = ()
-    """Exact names that drivers print for it."""
+    """Exact names that drivers print for it; variants that differ in memory may share one."""
     aliases: tuple[str, ...] = ()
     """What people type, e.g. "RTX 4090"."""
     memory_kind: MemoryKind
-    memory_bytes: int | None
+    memory_bytes: int | None = None
     """Nominal size; for unified memory the largest pool sold."""
     reported_memory_bytes: int | None = None
     """What the driver reports as total, where known; it wins over the nominal size when planning."""
-    memory_bandwidth_bytes_per_s: float | None
+    memory_bandwidth_bytes_per_s: float | None = None
     fp16_flops_per_s: float | None = None
-    """Dense FP16/BF16 matrix rate with FP32 accumulation where the vendor states it, else the shader rate."""
+    """Dense FP16 matrix rate, with FP16 accumulation where that is faster; None for parts without fast FP16."""
     power_limit_w: float | None = None
     pcie: str | None = None
     released: date | None = None

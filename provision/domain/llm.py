@@ -56,7 +56,7 @@ class ModelSpec:
     family: str
     task: ModelTask = ModelTask.TEXT
     aliases: tuple[str, ...] = ()
-    parameters: int | None
+    parameters: int | None = None
     active_parameters: int | None = None
     """Parameters read for one token; None for dense models (all of them)."""
     hidden_size: int
@@ -131,7 +131,8 @@ class EngineSpec:
     multi_device: Literal["none", "layer_split", "tensor_parallel"]
     partial_offload: bool
     """Whether layers may stay in host memory."""
-    default_context_tokens: int | None
+    default_context_tokens: int | None = None
+    """None: not set by us as a default, so every plan sets it."""
     memory_fraction: float | None = None
     """Share of a device's total memory that the engine takes (vLLM)."""
     device_overhead_bytes: int
@@ -178,10 +179,15 @@ class Source:
 
 @record
 class Price:
+    """What one card was offered for on one day."""
+
     hardware: str
-    usd: float
+    """Catalog id of an accelerator."""
     on: date
-    region: str | None = None
+    kind: Literal["launch", "street", "used"]
+    usd_low: float | None = None
+    usd_high: float | None = None
+    note: str | None = None
     source: str
 
 
@@ -206,13 +212,15 @@ class Tier:
 class Claim:
     """What somebody says runs on a tier, kept as a claim beside what is computed."""
 
-    tier: str
+    tier: str | None = None
+    """None: said of no hardware in particular."""
     model: str | None = None
     quantization: str | None = None
     claimed_tokens_per_s: float | None = None
     text: str
     verdict: str | None = None
     source: str
+    verdict_source: str | None = None
 
 
 @record

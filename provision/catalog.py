@@ -1,0 +1,577 @@
+"""What we know about the world, read from catalog/*.toml: models and their builds, hardware, engines, sources.
+
+The user's own entries (`$XDG_DATA_HOME/provision/catalog/*.toml`) are read after ours and replace entries of the same
+id. Validated records are kept as a pickle in the cache folder, named by the content of the files, so that a command
+that reads the catalog imports neither pydantic nor tomllib.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from datetime import date, timedelta
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypeVar
+
+import provision
+from provision.domain import hardware as _hardware
+from provision.domain import llm as _llm
+from provision.domain.finding import Finding
+from provision.domain.hardware import AcceleratorSpec, MemoryKind
+from provision.domain.llm import (
+    Claim,
+    Efficiency,
+    EngineSpec,
+    MemoryPlatform,
+    ModelBuild,
+    ModelSpec,
+    Price,
+    Quantization,
+    Source,
+    Tier,
+)
+from provision.errors import InvalidFile, UsageError
+from provision.resources import cache_dir, data_dir, user_data_dir
+
+_T = TypeVar("_T", Quantization, EngineSpec, Tier, MemoryPlatform, Source)
+
+_STALE_AFTER = timedelta(days=180)
+
+_TABLES: dict[str, tuple[type, str, tuple[str, ...]]] = {
+    "accelerator": (AcceleratorSpec, "accelerators", ("id",)),
+    "build": (ModelBuild, "builds", ("model", "quantization")),
+    "claim": (Claim, "claims", ("tier", "model", "quantization", "text")),
+    "efficiency": (Efficiency, "efficiency", ("device_class", "engine", "quantization_family")),
+    "engine": (EngineSpec, "engines", ("id",)),
+    "model": (ModelSpec, "models", ("id",)),
+    "platform": (MemoryPlatform, "platforms", ("id",)),
+    "price": (Price, "prices", ("hardware", "on", "kind")),
+    "quantization": (Quantization, "quantizations", ("id",)),
+    "source": (Source, "sources", ("id",)),
+    "tier": (Tier, "tiers", ("id",)),
+}
+"""Table name in TOML: type, field of Catalog, and the keys that make an entry unique and by which it is sorted."""
+
+SCHEMAS: dict[str, tuple[str, ...]] = {
+    "claims": ("claim",),
+    "efficiency": ("efficiency",),
+    "engines": ("engine",),
+    "hardware": ("accelerator",),
+    "models": ("model", "build"),
+    "platforms": ("platform",),
+    "prices": ("price",),
+    "quantizations": ("quantization",),
+    "sources": ("source",),
+    "tiers": ("tier",),
+}
+"""Schema file: the tables that a file of that name, or in a folder of that name, may hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalog:
+    """All records and lookups by name. A lookup of an unknown name raises UsageError that names the nearest."""
+
+    revision: str
+    """Short hash of the files' content."""
+    accelerators: tuple[AcceleratorSpec, ...] = ()
+    builds: tuple[ModelBuild, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    efficiency: tuple[Efficiency, ...] = ()
+    engines: tuple[EngineSpec, ...] = ()
+    models: tuple[ModelSpec, ...] = ()
+    platforms: tuple[MemoryPlatform, ...] = ()
+    prices: tuple[Price, ...] = ()
+    quantizations: tuple[Quantization, ...] = ()
+    sources: tuple[Source, ...] = ()
+    tiers: tuple[Tier, ...] = ()
+
+    def model(self, name: str) -> ModelSpec:
+        """By id, alias, or the tag of one of its builds; case and a trailing `:latest` do not matter."""
+        found = self._models.get(_fold_model(name))
+        if found is None:
+            nearest = _nearest(_fold_model(name), self._models, lambda spec: spec.id)
+            raise _unknown("model", name, nearest, "provision catalog list models")
+        return found
+
+    def builds_of(self, model: str) -> tuple[ModelBuild, ...]:
+        """All builds of the model with exactly this id; none for a model that has none."""
+        return self._builds.get(model, ())
+
+    def build(self, model: str, quantization: str) -> ModelBuild:
+        """The build of a model (any of its names) in one quantization."""
+        spec = self.model(model)
+        wanted = self.quantization(quantization).id
+        for build in self.builds_of(spec.id):
+            if build.quantization == wanted:
+                return build
+        names = ", ".join(build.quantization for build in self.builds_of(spec.id))
+        raise UsageError(
+            f"no size of {spec.id} in {wanted} is in the catalog",
+            hint=f"use one of {names}" if names else "provision catalog list models",
+            code="unknown-build",
+        )
+
+    def accelerator(self, name: str) -> AcceleratorSpec:
+        """By id, the name that the driver reports, or alias; whole names only, case, spaces and maker do not matter.
+
+        A name that several memory sizes share ("RTX 4060 Ti") raises UsageError `ambiguous-gpu`.
+        """
+        found = self._accelerators.get(_fold_hardware(name), ())
+        if len(found) == 1:
+            return found[0]
+        if found:
+            choice = " or ".join(f'"{_typed(spec)}"' for spec in found)
+            raise UsageError(f"'{name}' is more than one card", hint=f"which one: {choice}", code="ambiguous-gpu")
+        nearest = _nearest(_fold_hardware(name), self._accelerators, lambda specs: f'"{_typed(specs[0])}"')
+        raise _unknown("gpu", name, nearest, "provision catalog list hardware")
+
+    def quantization(self, name: str) -> Quantization:
+        return self._one("quantization", name, self._quantizations, "provision catalog list quantizations")
+
+    def engine(self, name: str) -> EngineSpec:
+        return self._one("engine", name, self._engines, "provision catalog list engines")
+
+    def tier(self, name: str) -> Tier:
+        return self._one("tier", name, self._tiers, "provision catalog list tiers")
+
+    def platform(self, name: str) -> MemoryPlatform:
+        """Host memory by id or alias."""
+        return self._one("platform", name, self._platforms, "provision catalog list platforms")
+
+    def source(self, name: str) -> Source:
+        return self._one("source", name, self._sources, "provision catalog check")
+
+    def _one(self, kind: str, name: str, index: Mapping[str, _T], listing: str) -> _T:
+        found = index.get(_fold(name))
+        if found is None:
+            raise _unknown(kind, name, _nearest(_fold(name), index, lambda entry: entry.id), listing)
+        return found
+
+    @cached_property
+    def _models(self) -> dict[str, ModelSpec]:
+        by_id = {model.id: model for model in self.models}
+        tags = {_fold_model(b.ollama_tag): by_id[b.model] for b in self.builds if b.ollama_tag and b.model in by_id}
+        return tags | {_fold_model(name): model for model in self.models for name in (*model.aliases, model.id)}
+
+    @cached_property
+    def _builds(self) -> dict[str, tuple[ModelBuild, ...]]:
+        groups: dict[str, list[ModelBuild]] = defaultdict(list)
+        for build in self.builds:
+            groups[build.model].append(build)
+        return {model: tuple(builds) for model, builds in groups.items()}
+
+    @cached_property
+    def _accelerators(self) -> dict[str, tuple[AcceleratorSpec, ...]]:
+        names: dict[str, dict[str, AcceleratorSpec]] = defaultdict(dict)
+        for spec in self.accelerators:
+            for name in _names_of(spec):
+                names[_fold_hardware(name)][spec.id] = spec
+        return {name: tuple(specs.values()) for name, specs in names.items()}
+
+    @cached_property
+    def _quantizations(self) -> dict[str, Quantization]:
+        return {_fold(entry.id): entry for entry in self.quantizations}
+
+    @cached_property
+    def _engines(self) -> dict[str, EngineSpec]:
+        return {_fold(entry.id): entry for entry in self.engines}
+
+    @cached_property
+    def _tiers(self) -> dict[str, Tier]:
+        return {_fold(entry.id): entry for entry in self.tiers}
+
+    @cached_property
+    def _platforms(self) -> dict[str, MemoryPlatform]:
+        return {_fold(name): entry for entry in self.platforms for name in (*entry.aliases, entry.name, entry.id)}
+
+    @cached_property
+    def _sources(self) -> dict[str, Source]:
+        return {_fold(entry.id): entry for entry in self.sources}
+
+
+def load_catalog(extra: Path | None = None) -> Catalog:
+    """Ours and the user's entries (`extra`, by default the user's data folder), from the cache where it is current.
+
+    Raises InvalidFile with one line that names file, entry, key and fix.
+    """
+    files = _files(extra)
+    content = blake2b(digest_size=16)
+    for root, path, data in files:
+        content.update(f"{root}\0{path}\0{len(data)}\0".encode())
+        content.update(data)
+    revision = content.hexdigest()[:12]
+    for part in (provision.__version__, sys.version):
+        content.update(part.encode())
+    for module in (__file__, _llm.__file__, _hardware.__file__):
+        # A record pickled by other code may lack a field.
+        content.update(Path(module).read_bytes())
+    cached = cache_dir() / f"catalog-{content.hexdigest()}.pickle"
+    catalog = _read_cache(cached)
+    if catalog is None:
+        catalog = _assemble(files, revision)
+        _write_cache(cached, catalog)
+    return catalog
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogReport:
+    errors: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+
+
+def check_catalog(extra: Path | None = None, *, root: Path | None = None, today: date | None = None) -> CatalogReport:
+    """Every rule of catalog/README.md over our files (or those in `root`) and the user's.
+
+    Errors: wrong types and unknown keys, a number without provenance, unknown and unused sources, entries out of order,
+    duplicates, a name that means two entries, references to what is not there. Warnings: sources not checked for 180
+    days. Files that do not validate are reported alone, because nothing else can be said of them.
+    """
+    files = _files(extra, root)
+    problems: list[Finding] = []
+    entries = list(_entries(files, problems.append))
+    catalog = _merged(entries, "check")
+    if not problems:
+        for rule in (_unsorted, _without_provenance, _broken_references, _ambiguous):
+            problems += [Finding(code="invalid-catalog", message=m, hint=h) for m, h in rule(entries, catalog)]
+    limit = (today or date.today()) - _STALE_AFTER
+    warnings = tuple(
+        Finding(
+            code="stale-source",
+            message=f"source '{source.id}' was last checked on {source.checked_on}",
+            hint=f"look at {source.url or source.title} again and set checked_on",
+        )
+        for source in catalog.sources
+        if source.checked_on < limit
+    )
+    return CatalogReport(errors=tuple(problems), warnings=warnings)
+
+
+def schema(name: str) -> dict[str, object]:
+    """JSON schema of the catalog files called `name` (a key of SCHEMAS), generated from the types."""
+    from pydantic import TypeAdapter
+
+    properties, definitions = {}, {}
+    for table in SCHEMAS[name]:
+        document = TypeAdapter(_TABLES[table][0]).json_schema()
+        definitions.update(document.pop("$defs", {}))
+        properties[table] = {"type": "array", "items": document}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"catalog {name}",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+
+
+def write_schemas(folder: Path | None = None) -> None:
+    """Generate catalog/schema/*.json again; needed after a change of the types."""
+    import json
+
+    target = folder or data_dir("catalog") / "schema"
+    target.mkdir(parents=True, exist_ok=True)
+    for name in SCHEMAS:
+        (target / f"{name}.json").write_text(json.dumps(schema(name), indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+# Reading and validating
+
+
+_File = tuple[str, str, bytes]
+"""Root ("catalog" or the user's folder), path below it, content."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    root: str
+    file: str
+    table: str
+    record: Any
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return tuple(getattr(self.record, name) for name in _TABLES[self.table][2])
+
+    @property
+    def label(self) -> str:
+        return f"{self.file}: [[{self.table}]] '{' '.join(str(part) for part in self.key if part is not None)}'"
+
+
+def _files(extra: Path | None, root: Path | None = None) -> list[_File]:
+    ours = root or data_dir("catalog")
+    mine = extra or user_data_dir() / "catalog"
+    return [
+        (name, f"{name}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        for name, folder in (("catalog", ours), (str(mine), mine))
+        for path in sorted(folder.rglob("*.toml"))
+    ]
+
+
+def _assemble(files: list[_File], revision: str) -> Catalog:
+    problems: list[Finding] = []
+    entries = list(_entries(files, problems.append))
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise InvalidFile(problems[0].message + more, hint=problems[0].hint, code="invalid-catalog")
+    return _merged(entries, revision)
+
+
+def _merged(entries: Iterable[_Entry], revision: str) -> Catalog:
+    tables: dict[str, dict[tuple[Any, ...], Any]] = defaultdict(dict)
+    for entry in entries:
+        tables[_TABLES[entry.table][1]][entry.key] = entry.record
+    return Catalog(revision=revision, **{name: tuple(records.values()) for name, records in tables.items()})
+
+
+def _entries(files: list[_File], report: Callable[[Finding], None]) -> Iterator[_Entry]:
+    """All valid entries; what is not valid is reported and left out."""
+    import json
+    import tomllib
+
+    from pydantic import TypeAdapter, ValidationError
+
+    adapters: dict[str, TypeAdapter[Any]] = {}
+
+    def problem(message: str, hint: str) -> None:
+        report(Finding(code="invalid-catalog", message=message, hint=hint))
+
+    for root, file, data in files:
+        try:
+            tables = tomllib.loads(data.decode())
+        except ValueError as error:
+            problem(f"{file}: not readable as TOML: {error}", f"correct {file}")
+            continue
+        for table, raw in tables.items():
+            allowed = _allowed_tables(root, file)
+            if table not in allowed or not isinstance(raw, list):
+                problem(f"{file}: '{table}' is not a table of this file", f"use {_brackets(allowed)}")
+                continue
+            if table not in adapters:
+                adapters[table] = TypeAdapter(_TABLES[table][0])
+            for number, item in enumerate(raw, 1):
+                try:
+                    # Through JSON, because only there strict mode takes arrays for tuples and text for dates and enums.
+                    record = adapters[table].validate_json(json.dumps(item, default=str))
+                except ValidationError as error:
+                    name = " ".join(str(item[k]) for k in _TABLES[table][2] if k in item) or f"number {number}"
+                    for detail in error.errors():
+                        key = ".".join(str(part) for part in detail["loc"])
+                        known = [f.name for f in fields(_TABLES[table][0])]
+                        problem(
+                            f"{file}: [[{table}]] '{name}': {key}: {_reason(detail)}",
+                            _fix(detail, key, known),
+                        )
+                else:
+                    yield _Entry(root, file, table, record)
+
+
+def _allowed_tables(root: str, file: str) -> tuple[str, ...]:
+    if root != "catalog":
+        return tuple(_TABLES)
+    parts = Path(file).parts[1:]
+    return SCHEMAS.get(parts[0].removesuffix(".toml"), ())
+
+
+def _brackets(tables: tuple[str, ...]) -> str:
+    return ", ".join(f"[[{table}]]" for table in tables) or f"a file name of {', '.join(SCHEMAS)}"
+
+
+def _reason(detail: Mapping[str, Any]) -> str:
+    reasons = {"extra_forbidden": "unknown key", "missing": "missing"}
+    return reasons.get(detail["type"]) or f"{str(detail['msg']).lower()}, not {detail['input']!r}"
+
+
+def _fix(detail: Mapping[str, Any], key: str, known: list[str]) -> str:
+    if detail["type"] == "missing":
+        return f"add {key}"
+    if detail["type"] == "extra_forbidden":
+        from difflib import get_close_matches
+
+        near = get_close_matches(key, known, n=1)
+        return f"write {near[0]}" if near else f"remove {key}"
+    if detail["type"] in ("int_type", "float_type", "int_parsing", "float_parsing"):
+        return f"write {key} as a number without quotes"
+    return f"correct {key}"
+
+
+# Rules of `check`: each gives pairs of message and fix.
+
+
+_Problems = Iterator[tuple[str, str]]
+
+
+def _unsorted(entries: list[_Entry], _catalog: Catalog) -> _Problems:
+    seen: dict[tuple[str, str, tuple[Any, ...]], str] = {}
+    before: dict[tuple[str, str], _Entry] = {}
+    for entry in entries:
+        known = (entry.root, entry.table, entry.key)
+        if known in seen:
+            yield f"{entry.label} is there twice, also in {seen[known]}", "remove one"
+        seen[known] = entry.file
+        last = before.get((entry.file, entry.table))
+        if last is not None and _order(entry) < _order(last):
+            yield f"{entry.label} is out of order", f"move it before {last.label.split(': ')[1]}"
+        else:
+            before[entry.file, entry.table] = entry
+
+
+def _order(entry: _Entry) -> tuple[tuple[bool, Any], ...]:
+    return tuple((part is not None, part) for part in entry.key)
+
+
+def _without_provenance(entries: list[_Entry], _catalog: Catalog) -> _Problems:
+    for entry in entries:
+        provenance = getattr(entry.record, "provenance", None)
+        if provenance is None:
+            continue
+        names = {field.name for field in fields(entry.record)}
+        for name in sorted(names):
+            value = getattr(entry.record, name)
+            is_number = isinstance(value, int | float | date) and not isinstance(value, bool)
+            if (is_number or name == "layers") and name not in provenance and "*" not in provenance:
+                yield f"{entry.label}: {name} has no source", f'add provenance.{name} = "SOURCE-ID"'
+        for name in sorted(provenance.keys() - names - {"*"}):
+            yield f"{entry.label}: provenance.{name} is of no key here", f"remove provenance.{name}"
+
+
+def _broken_references(entries: list[_Entry], catalog: Catalog) -> _Problems:
+    known = {
+        "source": {entry.id for entry in catalog.sources},
+        "accelerator": {entry.id for entry in catalog.accelerators},
+        "model": {entry.id for entry in catalog.models},
+        "quantization": {entry.id for entry in catalog.quantizations},
+        "platform": {entry.id for entry in catalog.platforms},
+        "tier": {entry.id for entry in catalog.tiers},
+        "engine": {entry.id for entry in catalog.engines} | {"any"},
+    }
+    used = set()
+    for entry in entries:
+        for kind, name in _references(entry.record):
+            if kind == "source":
+                used.add(name)
+            if name not in known[kind]:
+                near = _nearest(name, {k: k for k in known[kind]}, str)
+                yield f"{entry.label}: there is no {kind} '{name}'", f"use {near[0]}" if near else f"add the {kind}"
+    builds = {(build.model, build.quantization) for build in catalog.builds}
+    for entry in entries:
+        if entry.table == "claim" and entry.record.quantization:
+            pair = (entry.record.model, entry.record.quantization)
+            if pair not in builds:
+                yield f"{entry.label}: there is no build {pair[0]} {pair[1]}", "add the [[build]]"
+        if entry.table == "source" and entry.record.id not in used:
+            yield f"{entry.label} is used by nothing", "remove it"
+
+
+def _references(record: Any) -> Iterator[tuple[str, str]]:
+    for source in getattr(record, "provenance", {}).values():
+        yield "source", source
+    for name in ("source", "verdict_source", "model", "quantization", "tier", "engine"):
+        value = getattr(record, name, None)
+        if isinstance(value, str):
+            yield name.removeprefix("verdict_"), value
+    if isinstance(record, Price):
+        yield "accelerator", record.hardware
+    if isinstance(record, Tier):
+        for option in (record.accelerators, *record.alternatives):
+            yield from (("accelerator", name) for name in option)
+        if record.memory_platform:
+            yield "platform", record.memory_platform
+
+
+def _ambiguous(entries: list[_Entry], catalog: Catalog) -> _Problems:
+    """Names of two entries. Only a reported name may be shared: by cards of different size, or by Apple's chips."""
+    labels = {entry.record.id: entry.label for entry in entries if entry.table in ("accelerator", "model")}
+    for name, specs in catalog._accelerators.items():
+        if len(specs) < 2:
+            continue
+        reported = all(name in {_fold_hardware(r) for r in (s.name, *s.reported_names)} for s in specs)
+        dedicated = [spec.memory_bytes for spec in specs if spec.memory_kind is MemoryKind.DEDICATED]
+        if not reported or len(set(dedicated)) < len(dedicated):
+            others = ", ".join(f"'{spec.id}'" for spec in specs[1:])
+            yield f"{labels[specs[0].id]}: the name '{name}' also means {others}", "make the aliases differ"
+    owners: dict[str, str] = {}
+    for model in catalog.models:
+        for alias in {_fold_model(text) for text in (model.id, *model.aliases)}:
+            if owners.setdefault(alias, model.id) != model.id:
+                yield f"{labels[model.id]}: '{alias}' also means '{owners[alias]}'", "make the aliases differ"
+
+
+# Names
+
+
+_MAKERS = {"nvidia", "geforce", "amd", "radeon", "intel", "apple", "r", "tm", "graphics", "gpu"}
+"""Words that people leave out and drivers add."""
+
+
+def _fold(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _fold_model(name: str) -> str:
+    return _fold(name).removesuffix(":latest")
+
+
+def _fold_hardware(name: str) -> str:
+    """Letters and digits of the words that tell cards apart: "NVIDIA GeForce RTX 4090 D" is `rtx4090d`."""
+    words = re.findall(r"[a-z0-9]+", _fold(name).replace("gib", "gb"))
+    return "".join(word for word in words if word not in _MAKERS)
+
+
+def _names_of(spec: AcceleratorSpec) -> tuple[str, ...]:
+    return (spec.id, spec.name, *spec.reported_names, *spec.aliases)
+
+
+def _typed(spec: AcceleratorSpec) -> str:
+    """The shortest name that means this card and no other."""
+    return spec.aliases[0] if spec.aliases else spec.id
+
+
+def _nearest(name: str, index: Mapping[str, Any], shown: Callable[[Any], str]) -> list[str]:
+    from difflib import get_close_matches
+
+    return list(dict.fromkeys(shown(index[key]) for key in get_close_matches(name, index, n=3, cutoff=0.5)))
+
+
+def _unknown(kind: str, name: str, nearest: list[str], listing: str) -> UsageError:
+    hint = f"use {' or '.join(nearest)} (all: {listing})" if nearest else listing
+    return UsageError(f"the catalog has no {kind} '{name}'", hint=hint, code=f"unknown-{kind}")
+
+
+# Cache
+
+
+def _read_cache(path: Path) -> Catalog | None:
+    """None when there is no cache, when it is not only ours to write (a pickle is code), or when it is corrupt."""
+    try:
+        with path.open("rb") as stream:
+            for status in (path.parent.stat(), os.fstat(stream.fileno())):
+                if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                    return None
+            catalog = pickle.load(stream)
+    except Exception:  # unpickling damaged bytes can raise anything; the files themselves are the truth
+        return None
+    return catalog if isinstance(catalog, Catalog) else None
+
+
+def _write_cache(path: Path, catalog: Catalog) -> None:
+    """Atomic, readable by the user alone; a folder that cannot be written only costs the next start its time."""
+    import tempfile
+
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for old in path.parent.glob("catalog-*.pickle"):
+            old.unlink(missing_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".catalog-")
+        with os.fdopen(handle, "wb") as stream:
+            pickle.dump(catalog, stream, protocol=pickle.HIGHEST_PROTOCOL)
+        os.replace(temporary, path)
+    except OSError:
+        return
