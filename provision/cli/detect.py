@@ -55,8 +55,7 @@ def command(
 
 def _show(screen: Screen, machines: Sequence[Machine]) -> None:
     for machine in machines:
-        table = screen.table("", "", title=machine.name)
-        table.show_header = False
+        table = screen.table(machine.name, "")
         for label, text in _rows(machine):
             table.add_row(label, text)
         screen.print(table)
@@ -77,7 +76,7 @@ def _rows(machine: Machine) -> list[tuple[str, str]]:
     rows += [(f"Accelerator {card.index}", _accelerator(card)) for card in machine.accelerators]
     if not machine.accelerators:
         rows.append(("Accelerators", "none found"))
-    rows += [(f"Disk at {disk.path}", f"{format_bytes(disk.free_bytes)} free") for disk in machine.disks]
+    rows += [("Disk", f"{format_bytes(disk.free_bytes)} free at {disk.path}") for disk in machine.disks]
     for engine in machine.engines:
         rows.append(("Engine", _joined(f"{engine.id} {engine.version or ''}".strip(), engine.url)))
         rows += [("", _joined(model.name, format_bytes(model.size_bytes))) for model in engine.models]

@@ -44,7 +44,7 @@ def with_catalog(machine: Machine, catalog: Catalog) -> Machine:
 
 def planned(spec: AcceleratorSpec, index: int) -> Accelerator:
     """A card that nobody has put in yet, with the memory that its driver will report where that is known."""
-    return _filled(Accelerator(index=index, vendor=spec.vendor, name=spec.name), spec)
+    return _filled(Accelerator(index=index, vendor=spec.vendor, name=spec.name, pcie=spec.pcie), spec)
 
 
 def _filled(accelerator: Accelerator, spec: AcceleratorSpec) -> Accelerator:
@@ -65,7 +65,6 @@ def _filled(accelerator: Accelerator, spec: AcceleratorSpec) -> Accelerator:
         ),
         fp16_flops_per_s=accelerator.fp16_flops_per_s or spec.fp16_flops_per_s,
         power_limit_w=spec.power_limit_w if accelerator.power_limit_w is None else accelerator.power_limit_w,
-        pcie=accelerator.pcie or spec.pcie,
     )
 
 
