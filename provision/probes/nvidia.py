@@ -30,6 +30,7 @@ class NvmlDevice:
     """False when NVML says that the device has no memory of its own to report."""
     power_limit_mw: int | None = None
     ecc_enabled: bool | None = None
+    mig_enabled: bool = False
     compute_capability: tuple[int, int] | None = None
     pcie_generation: int | None = None
     pcie_width: int | None = None
@@ -81,6 +82,7 @@ def read_nvml() -> NvmlReading | None:
         except nvml.NVMLError as error:
             supported = error.value != _NOT_SUPPORTED
         ecc = ask(nvml.nvmlDeviceGetEccMode, handle)
+        mig = ask(nvml.nvmlDeviceGetMigMode, handle)
         return NvmlDevice(
             index=index,
             name=ask(nvml.nvmlDeviceGetName, handle) or "",
@@ -90,6 +92,7 @@ def read_nvml() -> NvmlReading | None:
             memory_supported=supported,
             power_limit_mw=ask(nvml.nvmlDeviceGetPowerManagementLimit, handle),
             ecc_enabled=bool(ecc[0]) if ecc else None,
+            mig_enabled=bool(mig and mig[0]),
             compute_capability=ask(nvml.nvmlDeviceGetCudaComputeCapability, handle),
             pcie_generation=ask(nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
             pcie_width=ask(nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
@@ -140,7 +143,10 @@ def parse_nvml(reading: NvmlReading, driver: str) -> NvidiaReport:
             )
             for one in reading.devices
         ),
-        (_lost(),) if reading.lost_devices else (),
+        (
+            *((_lost(),) if reading.lost_devices else ()),
+            *((_mig(),) if any(one.mig_enabled for one in reading.devices) else ()),
+        ),
     )
 
 
@@ -178,6 +184,9 @@ def parse_nvidia_smi(cards: str, summary: str, driver: str) -> NvidiaReport:
     findings = []
     if lost:
         findings.append(_lost())
+    # The column "MIG M." of the table; drivers without MIG have no such line.
+    if re.search(r"\|\s+Enabled\*?\s*\|\s*$", summary, re.MULTILINE):
+        findings.append(_mig())
     if "Driver/library version mismatch" in cards:
         findings.append(_mismatch(driver))
     elif "No devices were found" in cards:
@@ -232,6 +241,14 @@ def _unreadable(answer: str) -> Finding:
         code="nvidia-unreadable",
         message=f"nvidia-smi does not answer what was asked: {answer[:120]}",
         hint="nvidia-smi --query-gpu=index,name,memory.total --format=csv",
+    )
+
+
+def _mig() -> Finding:
+    return Finding(
+        code="mig-enabled",
+        message="a card is cut into MIG instances; it is counted whole, but one engine gets one instance",
+        hint="nvidia-smi -L",
     )
 
 

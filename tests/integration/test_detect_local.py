@@ -52,7 +52,7 @@ def both_ways(profile: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "profile", ["2x-rtx-4090", "rtx-a6000", "rtx-a6000-ecc", "gb10", "driver-mismatch", "driver-not-loaded"]
+    "profile", ["2x-rtx-4090", "rtx-a6000", "rtx-a6000-ecc", "gb10", "mig", "driver-mismatch", "driver-not-loaded"]
 )
 def test_libraries_and_tools_agree(profile: str) -> None:
     here, there = both_ways(profile)
@@ -76,6 +76,10 @@ def test_driver_mismatch_is_no_card_and_a_reboot() -> None:
     assert [(f["code"], f["hint"]) for f in here["findings"] if f["code"] == "driver-library-mismatch"] == [
         ("driver-library-mismatch", "sudo reboot")
     ]
+
+
+def test_a_card_in_parts_is_said() -> None:
+    assert "mig-enabled" in [finding["code"] for finding in both_ways("mig")[0]["findings"]]
 
 
 def test_a_tool_that_hangs_does_not_hold_up_detection(tmp_path: Path) -> None:
