@@ -89,7 +89,7 @@ def run_bench(
     `output_tokens`; with several users their lengths vary by `length_jitter_ratio` (None: 0 for one user, else 0.5).
     `context_tokens` is sent to Ollama only (None: what the loaded model has, if that is enough). After
     `level_time_limit_s` a level starts no new request. `save` gets the result so far after every level and every few
-    seconds, and a last time at the end or on Ctrl-C, then with `complete=False`; it must be quick.
+    seconds, from another thread, and a last time at the end, or on Ctrl-C with `complete=False`.
 
     Raises Unreachable, UsageError (unknown model, numbers that cannot be), and Interrupted on Ctrl-C.
     """
@@ -124,11 +124,9 @@ def run_bench(
     try:
         asyncio.run(run.measure())
     except KeyboardInterrupt:
-        if save is not None:
+        if save is not None and run.request_count:
             save(run.result(complete=False))
-        raise Interrupted(
-            f"interrupted after {run.request_count} requests", hint="what was measured is kept in the result file"
-        ) from None
+        raise Interrupted(f"interrupted after {run.request_count} measured requests") from None
     result = run.result(complete=True)
     if save is not None:
         save(result)

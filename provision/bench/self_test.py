@@ -21,7 +21,7 @@ from provision.domain.measurement import RequestTiming
 from provision.domain.record import record
 from provision.errors import ProvisionError
 
-TTFT_S, TPOT_S, TOKENS = 0.1, 0.01, 40
+_TTFT_S, _TOKENS = 0.1, 40
 TOLERANCE_S, TOLERANCE_RATIO = 0.002, 0.05
 _MODEL = "known-times"
 
@@ -48,15 +48,20 @@ class SelfTest:
 
 
 def run_self_test(
-    *, users: tuple[int, ...] = (1, 8), on_progress: Callable[[BenchProgress], None] | None = None
+    *,
+    users: tuple[int, ...] = (1, 8),
+    tpot_s: float = 0.01,
+    on_progress: Callable[[BenchProgress], None] | None = None,
 ) -> SelfTest:
     """The client's error in TTFT and TPOT; passed when every median is within 2 ms + 5 %. Takes some five seconds.
 
+    The server sends the first token after 0.1 s and each later one after `tpot_s`.
+
     Raises ProvisionError when the server process does not start or requests to it fail.
     """
-    with _server() as url:
+    with _server(tpot_s) as url:
         result = run_bench(
-            url, users=users, requests_per_user=4, prompt_tokens=64, output_tokens=TOKENS, on_progress=on_progress
+            url, users=users, requests_per_user=4, prompt_tokens=64, output_tokens=_TOKENS, on_progress=on_progress
         )
     rows = []
     for level in result.levels:
@@ -92,9 +97,12 @@ def _tpot_pair(request: RequestTiming) -> tuple[float, float] | None:
 
 
 @contextmanager
-def _server() -> Iterator[str]:
+def _server(tpot_s: float) -> Iterator[str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "provision.bench.self_test"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "provision.bench.self_test", str(tpot_s)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None
@@ -143,7 +151,7 @@ async def _generate(writer: asyncio.StreamWriter, received: float, request: dict
     written: list[float] = []
     for token in range(count):
         # Every pause ends at a time fixed beforehand, so that lateness does not add up.
-        await asyncio.sleep(received + TTFT_S + token * TPOT_S - time.perf_counter())
+        await asyncio.sleep(received + _TTFT_S + token * _tpot_s() - time.perf_counter())
         written.append(time.perf_counter())
         writer.write(_event({"choices": [{"delta": {"content": "token "}}]}))
     words = len(request["messages"][0]["content"].split())
@@ -156,6 +164,10 @@ async def _generate(writer: asyncio.StreamWriter, received: float, request: dict
         },
     }
     writer.write(_event(end) + b"data: [DONE]\n\n")
+
+
+def _tpot_s() -> float:
+    return float(sys.argv[1])
 
 
 def _event(message: dict[str, Any]) -> bytes:

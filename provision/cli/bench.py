@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from provision.domain.finding import Finding
-from provision.errors import ExitCode, UsageError
+from provision.errors import ExitCode, Interrupted, UsageError
 from provision.output.documents import Result
 from provision.units import format_bytes, format_seconds, format_tokens, format_tokens_per_s, parse_tokens
 
@@ -81,7 +83,7 @@ def command(
         path = path or default_result_path(result.model, started_at)
         write_json(path, result)
 
-    with screen.progress() as progress:
+    with screen.progress() as progress, _naming_what_is_kept(lambda: path):
         result = run_bench(
             url,
             model,
@@ -97,6 +99,17 @@ def command(
         )
     screen.note(f"saved to {path}")
     return _outcome(result, fail_below)
+
+
+@contextmanager
+def _naming_what_is_kept(path: Callable[[], Path | None]) -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as error:
+        kept = path()
+        if kept is None or not kept.exists():
+            raise
+        raise Interrupted(f"{error.message}; they are kept in {kept}") from None
 
 
 def show_bench(screen: Screen, result: BenchResult) -> None:

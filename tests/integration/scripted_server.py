@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TTFT_S, TPOT_S = 0.04, 0.008
+SILENCE_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Reply:
     """Frame the pieces, and end without the last frame when `broken`."""
     broken: bool = False
     closes_silently: bool = False
-    """Close the connection without any answer."""
+    """Close the connection after SILENCE_S, without any answer."""
     serial: bool = False
     """Wait for all other serial replies first; times count from then."""
 
@@ -71,6 +72,7 @@ class ScriptedServer:
 
     async def _send(self, reply: Reply, writer: asyncio.StreamWriter) -> None:
         if reply.closes_silently:
+            await asyncio.sleep(SILENCE_S)
             return
         now = asyncio.get_running_loop().time
         start = now()

@@ -122,6 +122,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     envelope = json.loads(out)
     assert process.returncode == envelope["exit_code"] == 130
     assert [error["code"] for error in envelope["errors"]] == ["interrupted"]
+    assert str(path) in envelope["errors"][0]["message"]
     kept = json.loads(path.read_text())
     assert not kept["complete"]
     assert len(kept["levels"][0]["requests"]) >= 3

@@ -1,4 +1,4 @@
-"""Bench against a real llama.cpp server: its own timings of the same requests are the truth."""
+"""Bench against real servers: their own timings of the same requests are the truth."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import pytest
 from provision.bench.run import run_bench
 from provision.engines import identify
 from tests.integration.real_server import llamacpp_server
+from tests.lab.ollama_release import OllamaRelease
+from tests.lab.registry import MODEL, build_models_folder, running_ollama
 
 
 @pytest.mark.slow
@@ -44,3 +46,26 @@ def test_a_server_with_one_slot_is_found_to_serialise():
     assert level.concurrent_decodes == 1
     (finding,) = (finding for finding in level.findings if finding.code == "server-serialises")
     assert "OLLAMA_NUM_PARALLEL=4" in finding.hint
+
+
+@pytest.mark.slow
+def test_real_ollama(ollama_release: OllamaRelease, tmp_path):
+    with running_ollama(ollama_release, build_models_folder(ollama_release), tmp_path) as url:
+        result = run_bench(url, users=(1, 2), requests_per_user=3, prompt_tokens=128, output_tokens=32)
+
+    assert (result.engine, result.api, result.model) == ("ollama", "ollama", MODEL)
+    assert result.engine_version == ollama_release.version
+    alone, two = result.levels
+    for level in result.levels:
+        assert level.error_rate == 0
+        for request in level.requests:
+            # Ollama cannot be told to ignore the end of an answer.
+            assert request.output_tokens == request.requested_tokens or request.stop_reason == "stop"
+            assert request.prompt_tokens == pytest.approx(128, rel=0.05)
+        # Ollama rounds its durations to milliseconds, of some 500.
+        assert abs(level.server_decode_delta_ratio) < 0.02
+    assert alone.prefill_tokens_per_s is not None
+    # This build runs on the CPU and answers one request at a time, and bench finds both out.
+    assert [finding.code for finding in result.findings] == ["spilled-to-cpu"]
+    assert result.size_vram_bytes == 0
+    assert "server-serialises" in {finding.code for finding in two.findings}
