@@ -42,6 +42,7 @@ def command(
     available: Annotated[
         bool, typer.Option("--available", help="Hold memory against what is free now instead of the total.")
     ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Show every build that fits.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan to this file.")] = None,
     tier: where.TierId = None,
     gpu: where.Gpus = None,
@@ -92,11 +93,11 @@ def command(
     missing = _missing(plan, [catalog.model(name).id for name in model or ()])
     return Result(
         data=plan,
-        warnings=plan.findings + claims + _candidate_findings(plan),
+        warnings=_candidate_findings(plan) + plan.findings + claims,
         errors=missing,
         exit_code=ExitCode.DONE if plan.selected else ExitCode.NOTHING_FITS,
         partial=bool(missing and plan.selected),
-        show=lambda screen: _show(screen, plan, output),
+        show=lambda screen: _show(screen, plan, output, every or bool(model)),
     )
 
 
@@ -125,13 +126,16 @@ def _candidate_findings(plan: Plan) -> tuple[Finding, ...]:
     return tuple(f for c in plan.candidates if c.id in plan.selected for f in c.findings)
 
 
-def _show(screen: Screen, plan: Plan, output: Path | None) -> None:
+def _show(screen: Screen, plan: Plan, output: Path | None, every: bool) -> None:
     from provision.output import views
 
     screen.print(f"{plan.machine.name}: {views.machine_line(plan.machine)}")
     screen.print(views.workload_line(plan.workload))
     if plan.candidates:
-        views.show_candidates(screen, plan.candidates, plan.selected)
+        shown = plan.candidates if every else views.best_of_each_model(plan.candidates)
+        views.show_candidates(screen, shown, plan.selected)
+        if len(shown) < len(plan.candidates):
+            screen.print(f"The best build of each model; {len(plan.candidates)} fit in all: --all shows them.")
         best = next(c for c in plan.candidates if c.id in plan.selected)
         screen.print(f"Memory of {best.model} {best.quantization}:")
         views.show_memory(screen, best)

@@ -258,7 +258,7 @@ def _show(
     screen.print(f"This machine: {views.machine_line(machine)}")
     if plan.candidates:
         screen.print("What it runs best, of the catalog:")
-        views.show_candidates(screen, plan.candidates[:5])
+        views.show_candidates(screen, views.best_of_each_model(plan.candidates)[:5])
     rate = _measured_rate(measured)
     table = screen.table("decode, 1 user", "tokens/s", "of ceiling", right=("tokens/s", "of ceiling"))
     ceiling = decode.ceiling if decode else None

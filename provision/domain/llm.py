@@ -107,6 +107,8 @@ class ModelBuild:
     precision: Precision
     ollama_tag: str | None = None
     """Tag that pulls exactly this build."""
+    ollama_tag_source: str | None = None
+    """Where the tag is from, when `source` is not a listing that shows it."""
     artifact: str | None = None
     """File or repository the size belongs to."""
     source: str
@@ -152,7 +154,7 @@ class Efficiency:
     device_class: str
     engine: str
     quantization_family: str
-    """`f16`, `quantized`, or `any`."""
+    """`f16`, `quantized`, `moe`, or `any` of them without a record of its own."""
     slowdown: float
     """At least 1: how much longer reading the weights takes than at the full published bandwidth."""
     overhead_s: float

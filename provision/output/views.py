@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from provision.domain.hardware import Machine, MemoryKind
@@ -17,7 +18,7 @@ from provision.units import (
 if TYPE_CHECKING:
     from provision.output.console import Screen
 
-_REJECTIONS_SHOWN = 8
+_REJECTIONS_SHOWN = 6
 
 
 def machine_line(machine: Machine) -> str:
@@ -53,30 +54,45 @@ def rate(value: SpeedRange | None) -> str:
     """`34.1 (28-38)`: expected and the 80 % interval."""
     if value is None:
         return "unknown"
-    low, high = format_tokens_per_s(value.low), format_tokens_per_s(value.high)
-    return f"{format_tokens_per_s(value.expected)} ({low}-{high})"
+    return f"{format_tokens_per_s(value.expected)} ({_rounded(value.low)}-{_rounded(value.high)})"
+
+
+def _rounded(tokens_per_s: float) -> str:
+    """Ends of an interval carry no more digits than they deserve."""
+    return f"{tokens_per_s:,.0f}" if tokens_per_s >= 10 else f"{tokens_per_s:.1f}"
 
 
 def placement_text(candidate: Candidate) -> str:
-    """`all on gpu0`, `32+32 layers on 2 GPUs`, `45 of 64 layers on GPU`, `CPU`."""
+    """`gpu0`, `2 GPUs: 32+32`, `45/64 layers on GPU`, `CPU`."""
     placement = candidate.placement
     used = [(i, n) for i, n in enumerate(placement.split) if n]
     if not used:
         return "CPU"
     if placement.gpu_layers < placement.layers:
-        return f"{placement.gpu_layers} of {placement.layers} layers on GPU"
+        return f"{placement.gpu_layers}/{placement.layers} layers on GPU"
     if len(used) == 1:
-        return f"all on gpu{used[0][0]}"
-    return f"{'+'.join(str(n) for _, n in used)} layers on {len(used)} GPUs"
+        return f"gpu{used[0][0]}"
+    return f"{len(used)} GPUs: {'+'.join(str(n) for _, n in used)}"
 
 
-def show_candidates(screen: Screen, candidates: tuple[Candidate, ...], selected: tuple[str, ...] = ()) -> None:
+def best_of_each_model(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The first, that is the best ranked, candidate of each model."""
+    first: dict[str, Candidate] = {}
+    for candidate in candidates:
+        first.setdefault(candidate.model, candidate)
+    return list(first.values())
+
+
+def show_candidates(screen: Screen, candidates: Sequence[Candidate], selected: Sequence[str] = ()) -> None:
     users = candidates[0].users if candidates else 1
-    columns = ["", "model", "quant", "weights", "memory", "placement", "decode tok/s", "ceiling"]
+    columns = [" ", "model", "quant", "memory", "placement", "decode tok/s", "ceiling"]
     if users > 1:
         columns.append(f"{users} users tok/s")
     columns.append("TTFT")
-    table = screen.table(*columns, right=("weights", "memory", "decode tok/s", "ceiling", "TTFT", columns[-2]))
+    table = screen.table(*columns, right=("memory", "decode tok/s", "ceiling", "TTFT", columns[-2]))
+    for column in table.columns:
+        column.no_wrap = True
+        column.min_width = len(str(column.header))
     for candidate in candidates:
         speed = candidate.speed
         decode = speed.decode_tokens_per_s if speed else None
@@ -84,7 +100,6 @@ def show_candidates(screen: Screen, candidates: tuple[Candidate, ...], selected:
             "*" if candidate.id in selected else "",
             candidate.model,
             candidate.quantization,
-            format_bytes(candidate.weights_bytes),
             format_bytes(candidate.memory.total_bytes),
             placement_text(candidate),
             rate(decode),
@@ -105,7 +120,7 @@ def show_memory(screen: Screen, candidate: Candidate) -> None:
     )  # fmt: skip
     for device in candidate.memory.devices:
         table.add_row(
-            f"{device.device} {device.name}" if device.device != "host" else device.name,
+            device.device,
             format_bytes(device.weights_bytes),
             format_bytes(device.kv_cache_bytes),
             format_bytes(device.state_bytes),
@@ -148,9 +163,12 @@ def show_rejections(screen: Screen, rejections: tuple[Rejection, ...]) -> None:
     if not rejections:
         return
     screen.print("Why not:")
-    for rejection in rejections[:_REJECTIONS_SHOWN]:
+    nearest: dict[tuple[str, str], Rejection] = {}
+    for rejection in rejections:
+        nearest.setdefault((rejection.model, rejection.reason), rejection)
+    for rejection in list(nearest.values())[:_REJECTIONS_SHOWN]:
         short = f" (short by {format_bytes(rejection.shortfall_bytes)})" if rejection.shortfall_bytes else ""
         screen.print(f"  {rejection.model} {rejection.quantization}: {rejection.message}{short}")
-    more = len(rejections) - _REJECTIONS_SHOWN
+    more = len(rejections) - min(len(nearest), _REJECTIONS_SHOWN)
     if more > 0:
-        screen.print(f"  and {more} more: --json lists them all")
+        screen.print(f"  and {more} more builds: --json lists them all")

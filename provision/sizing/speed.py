@@ -46,9 +46,20 @@ class Stream:
         return (self.weights_bytes + self.kv_bytes) / self.bandwidth_bytes_per_s
 
 
-def quantization_family(quantization: str) -> str:
-    """Families that the fit tells apart: unquantized kernels reach more of the bandwidth."""
+def efficiency_family(model: ModelSpec, quantization: str) -> str:
+    """Families that the fit tells apart: unquantized kernels reach more of the bandwidth; routing to experts takes time
+    that does not shrink with the bytes."""
+    if model.active_parameters is not None:
+        return "moe"
     return "f16" if quantization.upper() in ("F16", "BF16", "FP16") else "quantized"
+
+
+def active_ratio(model: ModelSpec, users: int = 1) -> float:
+    """Share of the weights that one decode step of `users` reads: all of a dense model; of a mixture of experts what
+    one token activates, and for several users what independent tokens activate together."""
+    if model.active_parameters is None or model.parameters is None:
+        return 1.0
+    return 1.0 - (1.0 - model.active_parameters / model.parameters) ** users
 
 
 def efficiency_lookup(records: Iterable[Efficiency]) -> EfficiencyOf:
@@ -92,7 +103,7 @@ def speed(
         decode_tokens_per_s=decode,
         prefill_tokens_per_s=prefill,
         ttft_s=ttft,
-        system_output_tokens_per_s=_system(streams, decode, prefill, workload),
+        system_output_tokens_per_s=_system(streams, decode, prefill, model, workload),
     )
 
 
@@ -111,9 +122,8 @@ def _streams(
     efficiency_of: EfficiencyOf,
 ) -> list[Stream] | None:
     """Bytes per token by memory bus, or None where a bandwidth in use is unknown."""
-    family = quantization_family(build.quantization)
-    active = (model.active_parameters or 0) / model.parameters if model.active_parameters and model.parameters else 1.0
-    weights = build.weights_bytes * active
+    family = efficiency_family(model, build.quantization)
+    weights = build.weights_bytes * active_ratio(model)
     kv = kv_bytes_per_token_at(model, workload, workload.mean_depth_tokens)
     streams = []
     for index, count in enumerate(placement.split):
@@ -176,7 +186,7 @@ def _prefill(
         if count == 0:
             continue
         accelerator = machine.accelerators[index]
-        family = quantization_family(build.quantization)
+        family = efficiency_family(model, build.quantization)
         efficiency = efficiency_of(accelerator.device_class, engine, family) if accelerator.device_class else None
         if accelerator.fp16_flops_per_s is None or efficiency is None or efficiency.prefill_ratio is None:
             return None
@@ -206,25 +216,33 @@ def _ttft(prefill: SpeedRange | None, decode: SpeedRange, workload: Workload) ->
     )
 
 
-def _system(streams: list[Stream], decode: SpeedRange, prefill: SpeedRange | None, workload: Workload) -> SpeedRange:
+def _system(
+    streams: list[Stream], decode: SpeedRange, prefill: SpeedRange | None, model: ModelSpec, workload: Workload
+) -> SpeedRange:
     """Output of all users together, decoding in one batch: weights are read once a step, each user's cache separately.
 
-    Each further user also costs its own arithmetic, at the rate that prefill reaches where that is known.
+    Each further user also costs its own arithmetic, at the rate that prefill reaches where that is known, and in a
+    mixture of experts the further experts that its tokens need.
     """
     users = workload.users
     if users == 1:
         return decode
-    extra_s = sum(s.efficiency.slowdown * s.kv_bytes / s.bandwidth_bytes_per_s for s in streams if s.efficiency)
-    arithmetic_s = 1 / prefill.expected if prefill else 0.0
-    # Without a known matrix rate (CPUs) batching gains nothing that could be promised.
-    step_s = 1 / decode.expected + (users - 1) * (extra_s + arithmetic_s)
-    limit_s = sum((s.weights_bytes + users * s.kv_bytes) / s.bandwidth_bytes_per_s for s in streams)
+    experts = active_ratio(model, users) / active_ratio(model) - 1
+    extra_s = sum(
+        s.efficiency.slowdown * (experts * s.weights_bytes + (users - 1) * s.kv_bytes) / s.bandwidth_bytes_per_s
+        for s in streams
+        if s.efficiency
+    )
+    arithmetic_s = (users - 1) / prefill.expected if prefill else 0.0
+    step_s = 1 / decode.expected + extra_s + arithmetic_s
+    limit_s = sum(((1 + experts) * s.weights_bytes + users * s.kv_bytes) / s.bandwidth_bytes_per_s for s in streams)
     if prefill and prefill.ceiling:
         limit_s = max(limit_s, users / prefill.ceiling)
     ceiling = users / limit_s
+    # Without a known matrix rate (CPUs) batching gains nothing that could be promised.
     expected = min(users / step_s if prefill else decode.expected, ceiling)
-    bound: BoundBy = "compute" if arithmetic_s * (users - 1) > 1 / decode.expected else decode.bound_by
-    low = min(decode.low, expected) if not prefill else expected * _BATCHING_LOW
+    bound: BoundBy = "compute" if arithmetic_s > 1 / decode.expected else decode.bound_by
+    low = expected * _BATCHING_LOW if prefill else min(decode.low, expected)
     return _range(expected, low, min(expected * _BATCHING_HIGH, ceiling), ceiling, bound)
 
 
