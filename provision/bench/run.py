@@ -12,8 +12,8 @@ import os
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
@@ -33,6 +33,7 @@ from provision.engines.client import (
     SendClock,
     StreamEvent,
     Usage,
+    refused,
     stream_client,
     tls_context,
     unreachable,
@@ -55,6 +56,8 @@ _HOPELESS_FAILURES = 10
 """Failures without one success after which a level ends."""
 _SHORT_KEEP_ALIVE = timedelta(minutes=2)
 _KEEP_ALIVE = "10m"
+_REFUSALS = (400, 404, 422)
+"""Statuses of servers that do not know the route or a parameter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,41 +277,41 @@ class _Run:
             attempts = [(self.api, True)]
         self._tell(self.users[0], "warm-up", 0, 2, None)
         for index, (self.api, self.extensions) in enumerate(attempts):
-            words = self.calibration.words
             try:
-                timing = await self._ask_once(words)
+                await self._ask_once()
                 break
             except RequestFailed as error:
-                if error.status not in (400, 404, 422) or index == len(attempts) - 1:
-                    if error.status in (401, 403):
-                        raise Unreachable(
-                            f"{self.engine.url} wants an API key, or another one (HTTP {error.status})",
-                            hint="export PROVISION_API_KEY=..., or name another variable with --api-key-env",
-                            code="unauthorized",
-                        ) from error
-                    raise Unreachable(
-                        f"{self.engine.url} does not generate with {self.model}: {error.message}",
-                        hint=f"curl -s {self.engine.url}/v1/models",
-                        code="no-generation",
-                    ) from error
-        self.calibration.saw(words, timing.prompt_tokens)
+                if error.status not in _REFUSALS or index == len(attempts) - 1:
+                    raise self._no_generation(error) from error
         self._tell(self.users[0], "warm-up", 1, 2, None)
-        words = self.calibration.words
-        timing = await self._ask_once(words)
-        self.calibration.saw(words, timing.prompt_tokens)
+        try:
+            timing = await self._ask_once()
+        except RequestFailed as error:
+            raise self._no_generation(error) from error
         self.template_tokens = timing.cached_tokens or 0
         self._tell(self.users[0], "warm-up", 2, 2, None)
 
-    async def _ask_once(self, words: int) -> RequestTiming:
-        """One warm-up request. Raises Unreachable."""
+    async def _ask_once(self) -> RequestTiming:
+        """One warm-up request, which the calibration learns from. Raises RequestFailed and Unreachable."""
         import httpx
 
+        words = self.calibration.words
         async with self._client() as client:
             try:
                 timing, _ = await self._request(client, 0, self._job(words, self.output_tokens))
             except httpx.HTTPError as error:
                 raise unreachable(self.engine.url, error) from error
-            return timing
+        self.calibration.saw(words, timing.prompt_tokens)
+        return timing
+
+    def _no_generation(self, error: RequestFailed) -> Unreachable:
+        if error.status in (401, 403):
+            return refused(self.engine.url, "", error.status, error.message)
+        return Unreachable(
+            f"{self.engine.url} does not generate with {self.model}: {error.message}",
+            hint=f"curl -s {self.engine.url}/v1/models",
+            code="no-generation",
+        )
 
     def _look_at_loaded_model(self) -> None:
         """What the server says of the loaded model, and whether it would drop it during the run."""
@@ -433,8 +436,9 @@ class _Run:
             watch = _Watch()
             started = time.perf_counter()
             try:
-                async for event in self._stream(client, job, watch.clock):
-                    watch.see(event)
+                async with aclosing(self._stream(client, job, watch.clock)) as events:
+                    async for event in events:
+                        watch.see(event)
             except httpx.RemoteProtocolError:
                 if watch.answered or reconnects:
                     raise
@@ -444,7 +448,7 @@ class _Run:
                 raise RequestFailed("the stream ended before the server announced its end")
             return watch.timing(user, job, self.origin, started, reconnects), watch.gaps_s()
 
-    def _stream(self, client: httpx.AsyncClient, job: _Job, clock: SendClock) -> AsyncIterator[StreamEvent]:
+    def _stream(self, client: httpx.AsyncClient, job: _Job, clock: SendClock) -> AsyncGenerator[StreamEvent, None]:
         if self.api == "ollama":
             return ollama.generate_stream(
                 client,

@@ -7,7 +7,7 @@ loopback addresses: a proxy cannot reach them. A key comes from the caller, who 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -185,7 +185,7 @@ def tls_context(url: str) -> ssl.SSLContext | bool:
 
 async def post_lines(
     client: httpx.AsyncClient, url: str, path: str, body: dict[str, Any], clock: SendClock
-) -> AsyncIterator[tuple[float, bytes]]:
+) -> AsyncGenerator[tuple[float, bytes], None]:
     """Lines of a streamed reply without their ends, each with the time of the read that completed it.
 
     The first item is `(time, b"")` for the headers. Raises RequestFailed for a status from 400; httpx errors pass.

@@ -6,7 +6,8 @@ The native API, not `/v1`: only here are the context length, the raw prompt and 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,7 @@ async def generate_stream(
     seed: int,
     clock: SendClock,
     keep_alive: str | None = None,
-) -> AsyncIterator[StreamEvent]:
+) -> AsyncGenerator[StreamEvent, None]:
     """Stream /api/generate with a raw prompt and a fixed context.
 
     Options are identical in every request of a run: a change of `num_ctx` reloads the model. `raw`, because otherwise
@@ -161,8 +162,9 @@ async def generate_stream(
     }
     if keep_alive is not None:
         body["keep_alive"] = keep_alive
-    async for arrived_s, line in post_lines(client, url, "/api/generate", body, clock):
-        yield parse_line(line, arrived_s)
+    async with aclosing(post_lines(client, url, "/api/generate", body, clock)) as lines:
+        async for arrived_s, line in lines:
+            yield parse_line(line, arrived_s)
 
 
 def parse_line(line: bytes, arrived_s: float) -> StreamEvent:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
 
 from provision.domain.hardware import InstalledModel
@@ -75,7 +76,7 @@ async def generate_stream(
     route: Route = "chat",
     extensions: bool = True,
     count_along: bool = False,
-) -> AsyncIterator[StreamEvent]:
+) -> AsyncGenerator[StreamEvent, None]:
     """Stream one answer of exactly `output_tokens` where the server can ignore the end of an answer.
 
     `extensions` sends `ignore_eos`, which strict servers refuse. `count_along` asks vLLM for token counts in every
@@ -102,8 +103,9 @@ async def generate_stream(
     else:
         path = "/v1/completions"
         body["prompt"] = prompt
-    async for arrived_s, line in post_lines(client, url, path, body, clock):
-        yield parse_line(line, arrived_s)
+    async with aclosing(post_lines(client, url, path, body, clock)) as lines:
+        async for arrived_s, line in lines:
+            yield parse_line(line, arrived_s)
 
 
 def parse_line(line: bytes, arrived_s: float) -> StreamEvent:

@@ -218,6 +218,22 @@ def test_a_failed_request_is_counted_with_its_reason_and_not_measured(faulty, re
     assert reason in level.requests[0].error
 
 
+@pytest.mark.parametrize(
+    ("status", "code"), [(503, "no-generation"), (404, "no-generation"), (401, "unauthorized"), (400, "no-generation")]
+)
+@pytest.mark.parametrize("good", [0, 1])
+def test_a_server_that_does_not_generate_is_an_error_at_once(status, code, good):
+    refusal = json_reply({"error": {"message": "not today"}}, status=status)
+    chat = after_warm_up(lambda body: refusal, warm_up=good)
+
+    with openai_server(chat) as server, pytest.raises(Unreachable) as caught:
+        run_bench(server.url, **SMALL)
+
+    assert caught.value.code == code
+    assert caught.value.hint
+    assert len(server.bodies("/v1/chat/completions")) <= 2
+
+
 def test_figures_are_of_the_requests_that_succeeded():
     seen = []
 
