@@ -39,6 +39,8 @@ class _Served:
 
     url: str
     model: str
+    """As the server calls it."""
+    title: str
     engine: str
     build: Build | None
 
@@ -70,7 +72,7 @@ def command(
         progress.line("Planning for this machine")
         plan = make_plan(machine, catalog, workload(DEFAULT_CONTEXT, 1))
         with _serve(machine, catalog, gguf, embedded, progress) as served:
-            progress.line(f"Measuring {served.model} at {served.url}")
+            progress.line(f"Measuring {served.title} at {served.url}")
             measured = _measure(served, progress)
     predicted = _predict(machine, catalog, served, measured)
     findings = _explain(predicted, measured, machine)
@@ -79,7 +81,7 @@ def command(
     data = {
         "machine": machine,
         "plan": {"candidates": plan.candidates[:5], "rejections": len(plan.rejections)},
-        "served": {"url": served.url, "engine": served.engine, "model": served.model},
+        "served": {"url": served.url, "engine": served.engine, "model": served.title},
         "predicted": predicted,
         "measured": measured,
         "decode_tokens_per_s": {"ceiling": decode and decode.ceiling, "predicted": decode, "measured": rate},
@@ -113,7 +115,8 @@ def _serve(
     running = None if gguf or embedded else _running_model(machine, catalog)
     if running is not None:
         engine, model = running
-        yield _Served(url=engine.url, model=model.name, engine=engine.id, build=_catalog_build(catalog, model))
+        build = _catalog_build(catalog, model)
+        yield _Served(url=engine.url, model=model.name, title=model.name, engine=engine.id, build=build)
         return
     from provision.engines import demo_model, llamacpp
     from provision.gguf import read_model
@@ -134,7 +137,8 @@ def _serve(
     context = min(_EMBEDDED_CONTEXT_TOKENS, build[0].context_tokens_max)
     threads = len(os.sched_getaffinity(0))
     with llamacpp.serve(gguf, context_tokens=context, slots=1, threads=threads, log=log) as server:
-        yield _Served(url=server.url, model=llamacpp.MODEL_ALIAS, engine="llamacpp", build=build)
+        title = f"{build[0].id} {build[1].quantization}"
+        yield _Served(url=server.url, model=llamacpp.MODEL_ALIAS, title=title, engine="llamacpp", build=build)
 
 
 def _running_model(machine: Machine, catalog: Catalog) -> tuple[RunningEngine, InstalledModel] | None:
@@ -269,7 +273,7 @@ def _show(
     table.add_row("ceiling", format_tokens_per_s(ceiling), share(ceiling))
     table.add_row("predicted", views.rate(decode), share(decode.expected if decode else None))
     table.add_row("measured", format_tokens_per_s(rate), share(rate))
-    screen.print(f"{served.model} on {served.engine}, {measured.prompt_tokens} tokens in, {measured.output_tokens} out")
+    screen.print(f"{served.title} on {served.engine}, {measured.prompt_tokens} tokens in, {measured.output_tokens} out")
     screen.print(table)
     for finding in findings:
         screen.print(f"- {finding.message}" + (f" (try: {finding.hint})" if finding.hint else ""))

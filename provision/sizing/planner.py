@@ -22,6 +22,9 @@ from provision.units import format_bytes, format_tokens, format_tokens_per_s
 
 Build = tuple[ModelSpec, ModelBuild, Quantization]
 
+_READING_TOKENS_PER_S = 5.0
+"""About 240 English words a minute at 0.75 words a token: slower than this, a person waits for every line."""
+
 
 def assess(
     machine: Machine,
@@ -71,8 +74,9 @@ def plan_builds(
 ) -> tuple[list[Candidate], list[Rejection]]:
     """Candidates, best first, and rejections, nearest miss first.
 
-    Ranked by: fully on the accelerators (or no accelerator at all), then parameters, then quantization, then speed. A
-    smaller model that is resident goes before a larger one that spills.
+    Ranked by: text models before embedding models; then those that are fully on accelerators or still decode at a
+    reader's pace; then parameters, quantization and speed. A smaller model that is resident goes before a larger one
+    that spills and crawls.
     """
     candidates: list[tuple[Candidate, ModelSpec, Quantization]] = []
     rejections: list[Rejection] = []
@@ -127,11 +131,11 @@ def is_resident(candidate: Candidate) -> bool:
 
 
 def _rank(machine: Machine, candidate: Candidate, model: ModelSpec, quantization: Quantization) -> tuple[float, ...]:
-    resident = is_resident(candidate) or not machine.accelerators
     decode = candidate.speed.decode_tokens_per_s.expected if candidate.speed else 0.0
+    resident = bool(machine.accelerators) and is_resident(candidate)
     return (
         float(model.task is ModelTask.TEXT),
-        float(resident),
+        float(resident or decode >= _READING_TOKENS_PER_S),
         float(model.parameters or 0),
         float(quantization.rank),
         decode,
