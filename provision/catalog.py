@@ -328,7 +328,10 @@ def _merged(entries: Iterable[_Entry], revision: str) -> Catalog:
     tables: dict[str, dict[tuple[Any, ...], Any]] = defaultdict(dict)
     for entry in entries:
         tables[_TABLES[entry.table][1]][entry.key] = entry.record
-    return Catalog(revision=revision, **{name: tuple(records.values()) for name, records in tables.items()})
+    sets = {
+        name: tuple(record for _, record in sorted(records.items(), key=_order)) for name, records in tables.items()
+    }
+    return Catalog(revision=revision, **sets)
 
 
 def _entries(files: list[_File], report: Callable[[Finding], None]) -> Iterator[_Entry]:
@@ -362,7 +365,7 @@ def _entries(files: list[_File], report: Callable[[Finding], None]) -> Iterator[
                     record = adapters[table].validate_json(json.dumps(item, default=str))
                 except ValidationError as error:
                     name = " ".join(str(item[k]) for k in _TABLES[table][2] if k in item) or f"number {number}"
-                    for detail in error.errors():
+                    for detail in sorted(error.errors(), key=lambda detail: detail["type"] == "missing"):
                         key = ".".join(str(part) for part in detail["loc"])
                         known = [f.name for f in fields(_TABLES[table][0])]
                         problem(
@@ -384,15 +387,18 @@ def _brackets(tables: tuple[str, ...]) -> str:
     return ", ".join(f"[[{table}]]" for table in tables) or f"a file name of {', '.join(SCHEMAS)}"
 
 
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names, by way of validation
+
+
 def _reason(detail: Mapping[str, Any]) -> str:
-    reasons = {"extra_forbidden": "unknown key", "missing": "missing"}
+    reasons = dict.fromkeys(_UNKNOWN_KEY, "unknown key") | {"missing": "missing"}
     return reasons.get(detail["type"]) or f"{str(detail['msg']).lower()}, not {detail['input']!r}"
 
 
 def _fix(detail: Mapping[str, Any], key: str, known: list[str]) -> str:
     if detail["type"] == "missing":
         return f"add {key}"
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] in _UNKNOWN_KEY:
         from difflib import get_close_matches
 
         near = get_close_matches(key, known, n=1)
@@ -417,14 +423,15 @@ def _unsorted(entries: list[_Entry], _catalog: Catalog) -> _Problems:
             yield f"{entry.label} is there twice, also in {seen[known]}", "remove one"
         seen[known] = entry.file
         last = before.get((entry.file, entry.table))
-        if last is not None and _order(entry) < _order(last):
+        if last is not None and _order((entry.key, entry)) < _order((last.key, last)):
             yield f"{entry.label} is out of order", f"move it before {last.label.split(': ')[1]}"
         else:
             before[entry.file, entry.table] = entry
 
 
-def _order(entry: _Entry) -> tuple[tuple[bool, Any], ...]:
-    return tuple((part is not None, part) for part in entry.key)
+def _order(item: tuple[tuple[Any, ...], object]) -> tuple[tuple[bool, Any], ...]:
+    """Sort key of a pair of key and record; what is not given comes first."""
+    return tuple((part is not None, part) for part in item[0])
 
 
 def _without_provenance(entries: list[_Entry], _catalog: Catalog) -> _Problems:
@@ -473,10 +480,10 @@ def _broken_references(entries: list[_Entry], catalog: Catalog) -> _Problems:
 def _references(record: Any) -> Iterator[tuple[str, str]]:
     for source in getattr(record, "provenance", {}).values():
         yield "source", source
-    for name in ("source", "verdict_source", "model", "quantization", "tier", "engine"):
+    for name in ("source", "verdict_source", "ollama_tag_source", "model", "quantization", "tier", "engine"):
         value = getattr(record, name, None)
         if isinstance(value, str):
-            yield name.removeprefix("verdict_"), value
+            yield "source" if name.endswith("source") else name, value
     if isinstance(record, Price):
         yield "accelerator", record.hardware
     if isinstance(record, Tier):
