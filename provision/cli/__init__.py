@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
     try:
         outcome = _run(name, rest[1:], screen)
         if not isinstance(outcome, Result):
-            return ExitCode.DONE  # typer printed help itself
+            return int(outcome) if isinstance(outcome, int) else ExitCode.DONE  # typer printed help itself
         return screen.show(name, outcome)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); there is nobody left to tell.
@@ -133,7 +133,10 @@ def _run(name: str, arguments: list[str], screen: Screen) -> object:
 
     try:
         app = typer_app(importlib.import_module(f"provision.cli.{name}"))
-        return app(arguments, prog_name=f"provision {name}", standalone_mode=False, obj=screen)
+        outcome = app(arguments, prog_name=f"provision {name}", standalone_mode=False, obj=screen)
+        if outcome == ExitCode.INTERRUPTED:  # typer's own answer to Ctrl-C
+            raise KeyboardInterrupt
+        return outcome
     except typer.Abort:
         raise KeyboardInterrupt from None
     except TyperException as error:
