@@ -106,8 +106,8 @@ def run_bench(
     engine = engines.identify(url, api_key=api_key)
     model = choose_model(engine, model)
     native = api == "ollama" or (api == "auto" and engine.id == "ollama")
-    jitter_max = LENGTH_JITTER_RATIO if length_jitter_ratio is None else length_jitter_ratio
-    longest = prompt_tokens + math.ceil(output_tokens * (1 + (jitter_max if max(users) > 1 else 0)))
+    jitter_ratio = max(_jitter_ratio(length_jitter_ratio, count) for count in users)
+    longest = prompt_tokens + math.ceil(output_tokens * (1 + jitter_ratio))
     context = _context(engine, model, native, context_tokens, longest, api_key)
     run = _Run(
         engine=engine,
@@ -163,6 +163,12 @@ def default_result_path(model: str, started_at: datetime) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", model).strip("._") or "model"
     return folder / f"{started_at.astimezone(UTC):%Y%m%dT%H%M%SZ}-{safe}.json"
+
+
+def _jitter_ratio(wanted: float | None, users: int) -> float:
+    if wanted is not None:
+        return wanted
+    return LENGTH_JITTER_RATIO if users > 1 else 0.0
 
 
 def _context(
@@ -326,9 +332,7 @@ class _Run:
             self.keep_alive = _KEEP_ALIVE
 
     async def _measure_level(self, users: int) -> None:
-        jitter_ratio = self.length_jitter_ratio
-        if jitter_ratio is None:
-            jitter_ratio = LENGTH_JITTER_RATIO if users > 1 else 0.0
+        jitter_ratio = _jitter_ratio(self.length_jitter_ratio, users)
         per_user = self.requests_per_user or (_REQUESTS_ALONE if users == 1 else _REQUESTS_PER_USER)
         generator = random.Random(users)
         lengths = [

@@ -123,7 +123,7 @@ def fetch(
 
     try:
         with httpx.Client(
-            verify=_verify(url),
+            verify=tls_context(url),
             trust_env=not is_loopback(url),
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
             headers=_headers(api_key),
@@ -177,7 +177,10 @@ def stream_client(url: str, *, api_key: str | None, tls: ssl.SSLContext | bool) 
 
 
 def tls_context(url: str) -> ssl.SSLContext | bool:
-    """To be made once and shared: loading the certificates takes 20 ms. False where no TLS is spoken."""
+    """To be made once and shared: loading the certificates takes 20 ms. False where no TLS is spoken.
+
+    SSL_CERT_FILE and SSL_CERT_DIR name other certificates, on loopback too: gateways often have their own authority.
+    """
     import httpx
 
     return httpx.create_ssl_context() if url.startswith("https:") else False
@@ -218,6 +221,12 @@ def unreachable(url: str, error: Exception) -> Unreachable:
         if "refused" in reason.lower() or "all connection attempts failed" in reason.lower():
             where = "systemctl status ollama" if is_loopback(url) else hint
             return Unreachable(f"nothing listens at {url} (connection refused)", hint=where, code="connection-refused")
+        if "CERTIFICATE_VERIFY_FAILED" in reason:
+            return Unreachable(
+                f"the certificate of {url} is signed by nobody known here",
+                hint="export SSL_CERT_FILE=ca.pem, with the certificate of its authority",
+                code="unknown-certificate",
+            )
         return Unreachable(f"cannot connect to {url}: {reason}", hint=hint, code="unreachable")
     return Unreachable(f"{url} broke the connection: {error or type(error).__name__}", hint=hint, code="broken-off")
 
@@ -255,8 +264,3 @@ def error_text(content: bytes) -> str:
 
 def _headers(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}
-
-
-def _verify(url: str) -> bool:
-    # Loading the certificate bundle costs 20 ms, which plain http does not need.
-    return url.startswith("https:")

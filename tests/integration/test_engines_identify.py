@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import ssl
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -118,3 +123,52 @@ def test_something_else_answers(models, code):
         identify(server.url)
     assert caught.value.code == code
     assert caught.value.hint
+
+
+@pytest.fixture
+def tls_url(tmp_path):
+    """A server with a certificate that nobody knows."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed: no certificate to test with")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+
+    class Models(BaseHTTPRequestHandler):
+        def do_GET(self):
+            content = b'{"data": [{"id": "fake"}]}' if self.path == "/v1/models" else b"{}"
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    class QuietServer(HTTPServer):
+        def handle_error(self, request, client_address):
+            pass  # the client that refuses the certificate
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with QuietServer(("127.0.0.1", 0), Models) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"https://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_certificate_that_nobody_knows(tls_url):
+    with pytest.raises(Unreachable) as caught:
+        identify(tls_url)
+    assert caught.value.code == "unknown-certificate"
+    assert "SSL_CERT_FILE" in caught.value.hint
+
+
+def test_an_authority_of_ones_own(tls_url, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+
+    assert [model.name for model in identify(tls_url).models] == ["fake"]
