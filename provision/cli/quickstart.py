@@ -29,8 +29,6 @@ _EMBEDDED_CONTEXT_TOKENS = 2048
 _PROMPT_TOKENS, _OUTPUT_TOKENS = 256, 64
 _REQUESTS = 4
 _LEVEL_TIME_LIMIT_S = 20.0
-_CEILING_TOLERANCE_RATIO = 1.05
-"""Measured above the ceiling by more than this means that something else was measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +60,7 @@ def command(
       provision quickstart
       provision quickstart --gguf ./model.gguf
     """
+    from provision.bench.compare import single_stream_tokens_per_s
     from provision.catalog import load_catalog
     from provision.cli.planning import make_plan
 
@@ -75,8 +74,8 @@ def command(
             progress.line(f"Measuring {served.title} at {served.url}")
             measured = _measure(served, progress)
     predicted = _predict(machine, catalog, served, measured)
-    findings = _explain(predicted, measured, machine)
-    rate = _measured_rate(measured)
+    findings = _explain(predicted, measured)
+    rate = single_stream_tokens_per_s(measured)
     decode = predicted.speed.decode_tokens_per_s if predicted and predicted.speed else None
     data = {
         "machine": machine,
@@ -87,7 +86,7 @@ def command(
         "decode_tokens_per_s": {"ceiling": decode and decode.ceiling, "predicted": decode, "measured": rate},
         "findings": findings,
     }
-    return Result(data=data, show=lambda s: _show(s, machine, plan, served, decode, measured, findings))
+    return Result(data=data, show=lambda s: _show(s, machine, plan, served, decode, measured, rate, findings))
 
 
 def _look(catalog: Catalog, progress: Progress) -> Machine:
@@ -207,45 +206,20 @@ def _predict(machine: Machine, catalog: Catalog, served: _Served, measured: Benc
     return assess(where, *served.build, engine, asked, efficiency_lookup(catalog.efficiency))
 
 
-def _measured_rate(measured: BenchResult) -> float | None:
-    level = measured.levels[0] if measured.levels else None
-    return level.decode_tokens_per_s.p50 if level and level.decode_tokens_per_s else None
+def _explain(predicted: Candidate | None, measured: BenchResult) -> tuple[Finding, ...]:
+    """What lies between the ceiling, the prediction and the measurement."""
+    from provision.bench.compare import explain, single_stream_tokens_per_s
 
-
-def _explain(predicted: Candidate | None, measured: BenchResult, machine: Machine) -> tuple[Finding, ...]:
-    """What lies between the ceiling, the prediction and the measurement, in the order of what explains most."""
-    rate = _measured_rate(measured)
-    findings = list(measured.findings) + [f for level in measured.levels for f in level.findings]
+    findings = tuple(measured.findings) + tuple(f for level in measured.levels for f in level.findings)
+    rate = single_stream_tokens_per_s(measured)
     if rate is None:
-        return (*findings, Finding(code="not-measured", message="no request finished; see the errors above"))
+        return (*findings, Finding(code="not-measured", message="no request finished"))
     if predicted is None:
         message = "the model is not in the catalog, so nothing was predicted"
         return (*findings, Finding(code="not-predicted", message=message, hint="provision catalog list models"))
     if predicted.speed is None:
         return (*findings, *predicted.findings)
-    decode = predicted.speed.decode_tokens_per_s
-    share = rate / decode.ceiling if decode.ceiling else None
-    if share is not None and share > _CEILING_TOLERANCE_RATIO:
-        findings.append(
-            Finding(code="above-ceiling", message=f"measured {share:.0%} of the ceiling: size or bandwidth is wrong")
-        )
-    elif share is not None:
-        bound = "host memory" if decode.bound_by == "host_memory" else "accelerator memory"
-        findings.append(
-            Finding(code="share-of-ceiling", message=f"measured is {share:.0%} of what {bound} could stream at best")
-        )
-    if rate < decode.low:
-        cores = machine.cpu.logical_cores if machine.cpu else None
-        cause = (
-            f"a CPU with {cores} logical cores computes slower than its memory delivers, or is busy with other work"
-            if decode.bound_by == "host_memory"
-            else "look for power limits, other users of the card, or layers on the CPU"
-        )
-        findings.append(Finding(code="below-prediction", message=f"measured below the predicted range: {cause}"))
-    elif rate > decode.high:
-        message = "measured above the predicted range: this machine is better than the public average of its class"
-        findings.append(Finding(code="above-prediction", message=message))
-    return tuple(findings)
+    return findings + explain(rate, predicted.speed.decode_tokens_per_s)
 
 
 def _show(
@@ -255,6 +229,7 @@ def _show(
     served: _Served,
     decode: SpeedRange | None,
     measured: BenchResult,
+    rate: float | None,
     findings: tuple[Finding, ...],
 ) -> None:
     from provision.output import views
@@ -263,7 +238,6 @@ def _show(
     if plan.candidates:
         screen.print("What it runs best, of the catalog:")
         views.show_candidates(screen, views.best_of_each_model(plan.candidates)[:5])
-    rate = _measured_rate(measured)
     table = screen.table("decode, 1 user", "tokens/s", "of ceiling", right=("tokens/s", "of ceiling"))
     ceiling = decode.ceiling if decode else None
 
