@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
@@ -24,8 +25,9 @@ options:
   paths: {description: Files and folders that will be created., type: list, elements: path, default: []}
   user: {description: User and group that will be created., type: str, default: ollama}
   packages: {description: Packages that may be installed., type: list, elements: str, default: []}
-  keep: {description: Folders to leave in place when restoring., type: list, elements: path, default: []}
-  base_url: {description: Where Ollama listens., type: str, default: "http://127.0.0.1:11434"}
+  keep_models: {description: Leave the folder of models when restoring., type: bool, default: false}
+  models_path: {description: Folder for models., type: path}
+  base_url: {description: Where Ollama listens., type: str}
 """
 
 SERVICE = "ollama.service"
@@ -38,8 +40,9 @@ def main():
             "paths": {"type": "list", "elements": "path", "default": []},
             "user": {"type": "str", "default": "ollama"},
             "packages": {"type": "list", "elements": "str", "default": []},
-            "keep": {"type": "list", "elements": "path", "default": []},
-            "base_url": {"type": "str", "default": "http://127.0.0.1:11434"},
+            "keep_models": {"type": "bool", "default": False},
+            "models_path": {"type": "path"},
+            "base_url": {"type": "str"},
         },
         supports_check_mode=True,
     )
@@ -62,10 +65,11 @@ def record(module):
     ledger["groups"].setdefault(user, exists(grp.getgrnam, user))
     for package in module.params["packages"]:
         ledger["packages"].setdefault(package, shutil.which(package) is not None)
+    ledger["models_path"], ledger["base_url"] = module.params["models_path"], module.params["base_url"]
     changed = ledger != before
     if changed and not module.check_mode:
         ledger_file.write(ledger)
-    module.exit_json(changed=changed)
+    module.exit_json(changed=changed, models_kept=bool(ledger.get("models_kept")))
 
 
 def missing_parents(path):
@@ -107,13 +111,16 @@ def restore(module):
     ledger = ledger_file.read()
     if ledger is None:
         module.exit_json(changed=False, removed=[])
-    kept = [path for path in module.params["keep"] if ledger["paths"].get(path, {}).get("kind") == "absent"]
-    paths = [path for path in ledger["paths"] if not any(inside(keep, path) for keep in kept)]
+    models_path = ledger["models_path"]
+    ours = ledger["paths"].get(models_path, {}).get("kind") == "absent"
+    keep = module.params["keep_models"] and ours and os.path.isdir(models_path)
+    kept = [path for path in ledger["paths"] if keep and on_the_way(path, models_path)]
+    paths = [path for path in ledger["paths"] if path not in kept]
     removed = [path for path in paths if ledger["paths"][path]["kind"] == "absent" and os.path.lexists(path)]
     if module.check_mode:
         module.exit_json(changed=True, removed=removed)
-    if not module.params["keep"]:
-        delete_models_in_foreign_folders(module.params["base_url"], ledger)
+    if not module.params["keep_models"]:
+        delete_models_in_foreign_folder(ledger)
     run("systemctl", "disable", "--now", SERVICE)
     for path in sorted(paths, key=len, reverse=True):
         put_back(path, ledger["paths"][path])
@@ -130,35 +137,36 @@ def restore(module):
     for package, was_there in ledger["packages"].items():
         if not was_there:
             purge(module, package)
-    for keep in kept:
+    if kept:
         # Their owner is gone; a number that a later user may get must not own them.
-        hand_to_root(keep)
+        hand_to_root(models_path)
+        for path in kept:
+            os.lchown(path, 0, 0)
     shutil.rmtree("/run/provision", ignore_errors=True)
     shutil.rmtree(ledger_file.BACKUPS, ignore_errors=True)
     if kept:
         left = ledger_file.empty()
-        left["paths"] = {path: value for path, value in ledger["paths"].items() if path not in paths}
-        left["models"] = ledger["models"]
+        left["paths"] = {path: ledger["paths"][path] for path in kept}
+        left.update({name: ledger[name] for name in ("models", "models_path", "base_url")}, models_kept=True)
         ledger_file.write(left)
     else:
         shutil.rmtree(ledger_file.FOLDER)
     module.exit_json(changed=True, removed=removed, kept=kept)
 
 
-def delete_models_in_foreign_folders(base_url, ledger):
+def delete_models_in_foreign_folder(ledger):
     """A models folder that was there before stays; only what was pulled into it goes."""
-    for name, model in ledger["models"].items():
-        if ledger["paths"].get(model["folder"], {}).get("kind") == "folder":
-            try:
-                ollama_http.call(base_url, "DELETE", "/api/delete", {"model": name})
-            except OSError:
-                # Deleted by somebody else, or the service is down: neither must hold up the removal.
-                continue
+    if ledger["paths"].get(ledger["models_path"], {}).get("kind") == "absent":
+        return
+    for name in ledger["models"]:
+        # Deleted by somebody else, or the service is down: neither must hold up the removal.
+        with contextlib.suppress(OSError):
+            ollama_http.call(ledger["base_url"], "DELETE", "/api/delete", {"model": name})
 
 
-def inside(keep, path):
-    """Whether `path` is `keep`, lies in it or holds it."""
-    return path == keep or path.startswith(keep + "/") or keep.startswith(path + "/")
+def on_the_way(path, models_path):
+    """Whether `path` is the models folder, lies in it or holds it."""
+    return path == models_path or path.startswith(models_path + "/") or models_path.startswith(path + "/")
 
 
 def put_back(path, was):

@@ -104,7 +104,7 @@ def pull(wanted, report):
         ollama_http.call(base_url, "DELETE", "/api/delete", {"model": wanted["source"]})
     ledger = ledger_file.read() or ledger_file.empty()
     digest = ollama_http.models(base_url)[wanted["name"]]["digest"]
-    ledger["models"][wanted["name"]] = {"digest": digest, "folder": wanted["models_path"]}
+    ledger["models"][wanted["name"]] = {"digest": digest}
     ledger_file.write(ledger)
     return {}
 

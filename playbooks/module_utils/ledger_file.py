@@ -22,7 +22,8 @@ def read():
 
 
 def empty():
-    return {"ledger_version": VERSION, "paths": {}, "users": {}, "groups": {}, "packages": {}, "models": {}}
+    names = ("paths", "users", "groups", "packages", "models")
+    return {"ledger_version": VERSION, "models_path": None, "base_url": None, **{name: {} for name in names}}
 
 
 def write(ledger):
