@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from provision.bench.run import BenchProgress
     from provision.bench.self_test import SelfTest
     from provision.domain.measurement import BenchResult, Distribution
+    from provision.domain.plan import Candidate, Plan
     from provision.output.console import Progress, Screen
 
 API_KEY_VARIABLE = "PROVISION_API_KEY"
@@ -57,6 +58,9 @@ def command(
         float | None,
         typer.Option("--fail-below", help="Exit with 7 when a level's median user gets fewer tokens/s than this."),
     ] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="Hold the measurement against this plan's prediction and ceiling.")
+    ] = None,
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Measure this client's own error against a server with known times.")
     ] = False,
@@ -72,6 +76,11 @@ def command(
     from provision.bench.run import default_result_path, run_bench
     from provision.records import write_json
 
+    expected = None
+    if plan is not None:
+        from provision.cli.remote import read_plan
+
+        expected = read_plan(plan)
     api_key = os.environ.get(api_key_env)
     if api_key is None and api_key_env != API_KEY_VARIABLE:
         raise UsageError(f"the environment variable {api_key_env} is not set", hint=f"export {api_key_env}=...")
@@ -98,7 +107,7 @@ def command(
             save=save,
         )
     screen.note(f"saved to {path}")
-    return _outcome(result, fail_below)
+    return _outcome(result, fail_below, _planned(expected, result.model) if expected else None)
 
 
 @contextmanager
@@ -112,8 +121,8 @@ def _naming_what_is_kept(path: Callable[[], Path | None]) -> Iterator[None]:
         raise Interrupted(f"{error.message}; they are kept in {kept}") from None
 
 
-def show_bench(screen: Screen, result: BenchResult) -> None:
-    """The table of a result."""
+def show_bench(screen: Screen, result: BenchResult, planned: Candidate | None = None) -> None:
+    """The table of a result, with the prediction below it where there is a plan."""
     engine = " ".join(filter(None, (result.engine, result.engine_version)))
     memory = "" if result.size_bytes is None else f", {format_bytes(result.size_bytes)} loaded"
     screen.print(
@@ -133,14 +142,33 @@ def show_bench(screen: Screen, result: BenchResult) -> None:
             str(len(level.requests)),
         )
     screen.print(table)
+    if planned and planned.speed:
+        from provision.output.views import rate
+
+        decode = planned.speed.decode_tokens_per_s
+        screen.print(f"planned for one user: {rate(decode)} tokens/s, ceiling {format_tokens_per_s(decode.ceiling)}")
 
 
 def _p50(distribution: Distribution | None) -> float | None:
     return None if distribution is None else distribution.p50
 
 
-def _outcome(result: BenchResult, fail_below: float | None) -> Result:
+def _planned(plan: Plan, model: str) -> Candidate:
+    """The plan's candidate for the model that was measured. Raises UsageError."""
+    for candidate in plan.candidates:
+        if candidate.id in plan.selected and model in (candidate.ollama_tag, candidate.model):
+            return candidate
+    names = ", ".join(sorted({c.ollama_tag or c.model for c in plan.candidates if c.id in plan.selected}))
+    raise UsageError(f"the plan does not install {model}, but {names or 'nothing'}", hint="leave out --plan")
+
+
+def _outcome(result: BenchResult, fail_below: float | None, planned: Candidate | None) -> Result:
+    from provision.bench.compare import explain, single_stream_tokens_per_s
+
     findings = (*result.findings, *(finding for level in result.levels for finding in level.findings))
+    alone = single_stream_tokens_per_s(result)
+    if planned and planned.speed and alone:
+        findings += explain(alone, planned.speed.decode_tokens_per_s)
     errors: list[Finding] = []
     exit_code = ExitCode.DONE
     if all(level.decode_tokens_per_s is None for level in result.levels):
@@ -163,7 +191,7 @@ def _outcome(result: BenchResult, fail_below: float | None) -> Result:
         warnings=findings,
         errors=tuple(errors),
         exit_code=exit_code,
-        show=lambda screen: show_bench(screen, result),
+        show=lambda screen: show_bench(screen, result, planned),
     )
 
 
