@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from provision.domain.plan import CapacityBasis, Workload
     from provision.sizing.planner import Build
 
-_FALLBACK_QUANTIZATIONS = ("Q4_K_M", "Q4_0", "F16")
-
 
 def builds(catalog: Catalog, models: Sequence[ModelSpec], quantizations: Sequence[str]) -> list[Build]:
     """Every build of `models` in the quantizations asked for; all of them when none was named.
@@ -121,9 +119,12 @@ def claim_findings(
 
 
 def default_quantization(catalog: Catalog, model: ModelSpec) -> str:
-    """What `estimate` takes when none is given: the usual pull, else the best that there is."""
-    available = {b.quantization for b in catalog.builds_of(model.id)}
-    for name in _FALLBACK_QUANTIZATIONS:
-        if name in available:
-            return name
-    return max(available, key=lambda q: catalog.quantization(q).rank)
+    """What `estimate` takes when none is given: what the model's plain tag pulls, else Q4_K_M, else the best."""
+    available = catalog.builds_of(model.id)
+    for build in available:
+        if build.ollama_tag == model.id:
+            return build.quantization
+    names = [build.quantization for build in available]
+    if "Q4_K_M" in names:
+        return "Q4_K_M"
+    return max(names, key=lambda name: catalog.quantization(name).rank)
