@@ -140,3 +140,10 @@ def test_no_tracked_file_names_a_machine_path():
     pattern = re.compile("/(work|farm)" + "/[a-z]")
     bad = [f for f in files if (ROOT / f).is_file() and pattern.search((ROOT / f).read_text(errors="replace"))]
     assert bad == []
+
+
+def test_the_readme_shows_what_the_commands_print():
+    done = subprocess.run(
+        [sys.executable, "-m", "cogapp", "--check", "README.md"], cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == 0, "make docs"

@@ -149,7 +149,8 @@ def show_speed(screen: Screen, candidate: Candidate) -> None:
             f"together {rate(system)} tokens/s for {candidate.users} users, "
             f"ceiling {format_tokens_per_s(system.ceiling)}, bound by {system.bound_by.replace('_', ' ')}"
         )
-    screen.print(f"prefill  {rate(speed.prefill_tokens_per_s)} tokens/s")
+    prefill = speed.prefill_tokens_per_s
+    screen.print(f"prefill  {rate(prefill)} tokens/s" if prefill else "prefill  unknown")
     ttft = speed.ttft_s
     if ttft:
         low, high = format_seconds(ttft.low), format_seconds(ttft.high)

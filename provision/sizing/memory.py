@@ -104,9 +104,9 @@ def compute_bytes(
     """Scratch memory of one prefill step with flash attention on, on one device.
 
     The device with the output matrix holds logits for a whole step: batch x vocabulary x 4 bytes. Others hold the
-    widest activations of a layer. Every device holds the attention mask, several copies of it when layers are split.
-    Checked against published logs: 250 of 258 MiB (Llama-3-8B, 512 tokens) and 297 of 301 MiB (Qwen2.5-3B, 4k) are the
-    logits.
+    widest activations of a layer. Every device holds the attention mask of one user's cache, several copies of it when
+    layers are split. Checked against published logs: 250 of 258 MiB (Llama-3-8B, 512 tokens) and 297 of 301 MiB
+    (Qwen2.5-3B, 4k) are the logits.
     """
     batch = min(engine.batch_tokens, workload.context_tokens)
     widest = 3 * model.hidden_size + 2 * (model.feed_forward_size or 4 * model.hidden_size)
@@ -114,7 +114,7 @@ def compute_bytes(
     logits = batch * (model.vocabulary_size + 2 * model.hidden_size) * 4 if with_output else 0
     if model.task is ModelTask.EMBEDDING:
         logits = 0
-    mask = batch * workload.users * _padded(workload.context_tokens) * 4
+    mask = batch * _padded(workload.context_tokens) * 4
     return max(layer, logits) + mask * (_PIPELINE_COPIES if devices > 1 else 1)
 
 
