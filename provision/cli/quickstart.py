@@ -210,7 +210,9 @@ def _explain(predicted: Candidate | None, measured: BenchResult) -> tuple[Findin
     """What lies between the ceiling, the prediction and the measurement."""
     from provision.bench.compare import explain, single_stream_tokens_per_s
 
-    findings = tuple(measured.findings) + tuple(f for level in measured.levels for f in level.findings)
+    seen = (*measured.findings, *(finding for level in measured.levels for finding in level.findings))
+    # A median of a few requests is what a quickstart wants, and its table says how many.
+    findings = tuple(finding for finding in seen if finding.code != "too-few-samples")
     rate = single_stream_tokens_per_s(measured)
     if rate is None:
         return (*findings, Finding(code="not-measured", message="no request finished"))
@@ -246,7 +248,8 @@ def _show(
 
     table.add_row("ceiling", format_tokens_per_s(ceiling), share(ceiling))
     table.add_row("predicted", views.rate(decode), share(decode.expected if decode else None))
-    table.add_row("measured", format_tokens_per_s(rate), share(rate))
+    requests = sum(len(level.requests) for level in measured.levels)
+    table.add_row(f"measured, median of {requests}", format_tokens_per_s(rate), share(rate))
     screen.print(f"{served.title} on {served.engine}, {measured.prompt_tokens} tokens in, {measured.output_tokens} out")
     screen.print(table)
     for finding in findings:
