@@ -12,7 +12,7 @@ from ansible.module_utils.basic import AnsibleModule
 DOCUMENTATION = r"""
 module: managed_file
 short_description: Write a small text file
-description: Atomic, root-owned; reports changed only when content or mode differ.
+description: Atomic, root-owned, with its folder; reports changed only when content or mode differ.
 options:
   path: {description: File., type: path, required: true}
   content: {description: Whole text., type: str, required: true}
@@ -38,6 +38,7 @@ def main():
     except FileNotFoundError:
         before, same = "", False
     if not same and not module.check_mode:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".provision-")
         with os.fdopen(handle, "w") as stream:
             stream.write(content)
