@@ -48,7 +48,7 @@ lint: setup ## ruff, import contracts, ansible-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/ansible-lint --offline --profile production playbooks
+	cd playbooks && $(CURDIR)/$(BIN)/ansible-lint --offline --profile production .
 
 types: setup ## mypy, strict
 	$(BIN)/mypy
