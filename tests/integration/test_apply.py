@@ -79,7 +79,10 @@ def test_changed_plan_and_drift(
     assert "OLLAMA_NUM_PARALLEL=1, planned is 2" in messages
 
     (outcome,) = here.apply().envelope["data"]["hosts"]
-    assert outcome["changes"] == ["Write the service's settings", "Start the service with these settings"]
+    assert outcome["changes"] == [
+        "Write unit, settings, folders and links of the service",
+        "Start the service with these settings",
+    ]
     assert here.verify("--allow-cpu").exit_code == 0
 
     host.run(["sudo", "ollama", "rm", MODEL])
