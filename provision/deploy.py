@@ -11,7 +11,7 @@ from provision.ansible import AnsibleHost, HostResult, PlayEvent, run_playbook
 from provision.domain.finding import Finding
 from provision.domain.plan import Candidate, Plan
 from provision.domain.record import record
-from provision.engines.ollama_role import OllamaOptions, model_name, planned_models, role_vars
+from provision.engines.ollama_role import OllamaOptions, endpoint, model_name, planned_models, role_vars
 from provision.errors import Interrupted
 
 _APPLY_AGAIN = "the same command again: what is done stays, the rest goes on where it stopped"
@@ -104,20 +104,42 @@ def remove_from(
 
 
 def verify_plan(
-    plan: Plan, targets: Sequence[AnsibleHost], options: OllamaOptions, *, allow_cpu: bool = False
+    plan: Plan,
+    targets: Sequence[AnsibleHost],
+    pinned_version: str,
+    given: Mapping[str, Any],
+    *,
+    allow_cpu: bool = False,
 ) -> tuple[HostState, ...]:
     """Ask what runs on each target, load every planned model there, and hold it against the plan.
 
-    Reads the running process, its addresses and its API; changes nothing but which models are loaded. `allow_cpu` makes
-    "runs on the CPU" a remark. Raises Interrupted.
+    Expected is what the options in `given` (names of OllamaOptions) say, else what apply recorded on the host, else
+    the defaults with `pinned_version`. Reads the running process, its addresses and its API; changes nothing but which
+    models are loaded. `allow_cpu` makes "runs on the CPU" a remark. Raises UsageError, NothingFits and Interrupted.
     """
     chosen = planned_models(plan)
-    variables = role_vars(plan, options)
+    defaults = {"version": pinned_version}
+    variables: dict[str, object] = {"models_wanted": role_vars(plan, _expected(defaults, {}, given))["models_wanted"]}
+    if "listen" in given:
+        variables["verify_base_url"] = endpoint(_expected(defaults, {}, given))[0]
     try:
         result = run_playbook("verify", _with(targets, variables))
     except KeyboardInterrupt:
         raise Interrupted("verify was interrupted", code="interrupted") from None
-    return tuple(_state(host, chosen, variables, options, allow_cpu=allow_cpu) for host in result.hosts)
+    states = []
+    for host in result.hosts:
+        seen: Mapping[str, Any] = next(iter(host.results.values()), {})
+        options = _expected(defaults, seen.get("choices", {}), given)
+        states.append(_state(host, seen, chosen, role_vars(plan, options), options, allow_cpu=allow_cpu))
+    return tuple(states)
+
+
+def _expected(*layers: Mapping[str, Any]) -> OllamaOptions:
+    """Later layers win. What runs is judged as it is: an old version is no reason not to look."""
+    options: dict[str, Any] = {"allow_old_version": True}
+    for layer in layers:
+        options |= layer
+    return OllamaOptions(**options)
 
 
 def _with(targets: Sequence[AnsibleHost], variables: Mapping[str, object]) -> list[AnsibleHost]:
@@ -196,6 +218,7 @@ def failure_of(result: HostResult) -> Finding | None:
 
 def _state(
     result: HostResult,
+    seen: Mapping[str, Any],
     chosen: Sequence[Candidate],
     variables: Mapping[str, object],
     options: OllamaOptions,
@@ -203,7 +226,6 @@ def _state(
     allow_cpu: bool,
 ) -> HostState:
     failure = failure_of(result)
-    seen: Mapping[str, Any] = next(iter(result.results.values()), {})
     if failure or not seen:
         finding = failure or Finding(code="host-lost", message=f"{result.host}: no answer")
         return HostState(host=result.host, version=None, listens_on=(), models=(), findings=(finding,))

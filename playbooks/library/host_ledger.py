@@ -28,6 +28,7 @@ options:
   keep_models: {description: Leave the folder of models when restoring., type: bool, default: false}
   models_path: {description: Folder for models., type: path}
   base_url: {description: Where Ollama listens., type: str}
+  choices: {description: What apply was told; kept for verify., type: dict, default: {}}
 """
 
 SERVICE = "ollama.service"
@@ -43,6 +44,7 @@ def main():
             "keep_models": {"type": "bool", "default": False},
             "models_path": {"type": "path"},
             "base_url": {"type": "str"},
+            "choices": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
@@ -65,7 +67,8 @@ def record(module):
     ledger["groups"].setdefault(user, exists(grp.getgrnam, user))
     for package in module.params["packages"]:
         ledger["packages"].setdefault(package, shutil.which(package) is not None)
-    ledger["models_path"], ledger["base_url"] = module.params["models_path"], module.params["base_url"]
+    for name in ("models_path", "base_url", "choices"):
+        ledger[name] = module.params[name]
     changed = ledger != before
     if changed and not module.check_mode:
         ledger_file.write(ledger)

@@ -17,47 +17,50 @@ module: ollama_state
 short_description: Report the running Ollama
 description: Version, unit, environment of the process, addresses, models; loads each model to see where it lies.
 options:
-  base_url: {description: Where Ollama should listen., type: str, required: true}
-  port: {description: Its TCP port., type: int, required: true}
+  base_url: {description: Where Ollama should listen; without it where apply put it., type: str}
   load: {description: Models to load., type: list, elements: str, default: []}
   load_timeout_s: {description: Limit for each., type: int, default: 600}
 """
+
+DEFAULT_URL = "http://127.0.0.1:11434"
 
 
 def main():
     module = AnsibleModule(
         argument_spec={
-            "base_url": {"type": "str", "required": True},
-            "port": {"type": "int", "required": True},
+            "base_url": {"type": "str"},
             "load": {"type": "list", "elements": "str", "default": []},
             "load_timeout_s": {"type": "int", "default": 600},
         },
         supports_check_mode=True,
     )
     threading.Thread(target=end_when_abandoned, daemon=True).start()
+    ledger = ledger_file.read() or ledger_file.empty()
+    base_url = module.params["base_url"] or ledger["base_url"] or DEFAULT_URL
     wanted = module.params
     unit = systemd_state()
     state = {
         "unit_active": unit.get("ActiveState") == "active",
         "unit_enabled": unit.get("UnitFileState") == "enabled",
         "environment": environment(unit.get("MainPID", "0")),
-        "addresses": listening_addresses(wanted["port"]),
-        "recorded_models": (ledger_file.read() or {}).get("models", {}),
+        "addresses": listening_addresses(base_url.rpartition(":")[2]),
+        "recorded_models": ledger["models"],
+        "choices": ledger.get("choices", {}),
         "version": None,
         "models": {},
         "loaded": {},
         "load_errors": {},
     }
     try:
-        state["version"] = ollama_http.call(wanted["base_url"], "GET", "/api/version")["version"]
-        state["models"] = ollama_http.models(wanted["base_url"])
+        state["version"] = ollama_http.call(base_url, "GET", "/api/version")["version"]
+        state["models"] = ollama_http.models(base_url)
     except (OSError, ValueError, KeyError) as error:
         module.exit_json(changed=False, error=ollama_http.error_text(error), **state)
     for name in wanted["load"]:
         if name in state["models"]:
             try:
-                load(wanted["base_url"], name, wanted["load_timeout_s"])
-                state["loaded"][name] = placement(wanted["base_url"], name)
+                load(base_url, name, wanted["load_timeout_s"])
+                state["loaded"][name] = placement(base_url, name)
             except (OSError, ValueError) as error:
                 state["load_errors"][name] = ollama_http.error_text(error)
     module.exit_json(changed=False, **state)
@@ -94,7 +97,7 @@ def listening_addresses(port):
     """Local addresses that accept connections on the port: `127.0.0.1`, `0.0.0.0`, `::` ..."""
     done = subprocess.run(["ss", "-Hltn"], stdout=subprocess.PIPE, text=True, check=False)
     local = [line.split()[3] for line in done.stdout.splitlines() if len(line.split()) > 3]
-    return sorted({address.rpartition(":")[0].strip("[]") for address in local if address.endswith(":" + str(port))})
+    return sorted({address.rpartition(":")[0].strip("[]") for address in local if address.endswith(":" + port)})
 
 
 def load(base_url, name, timeout_s):

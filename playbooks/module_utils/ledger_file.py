@@ -22,7 +22,7 @@ def read():
 
 
 def empty():
-    names = ("paths", "users", "groups", "packages", "models")
+    names = ("paths", "users", "groups", "packages", "models", "choices")
     return {"ledger_version": VERSION, "models_path": None, "base_url": None, **{name: {} for name in names}}
 
 

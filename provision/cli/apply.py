@@ -46,11 +46,11 @@ def command(
       provision apply plan.json -i inventory.ini --yes
     """
     from provision.deploy import apply_plan
-    from provision.engines.ollama_role import role_vars
+    from provision.engines.ollama_role import OllamaOptions, role_vars
 
     screen: Screen = context.obj
     wanted = remote.read_plan(plan)
-    settings = remote.ollama_options(
+    given = remote.given_options(
         mirror=mirror,
         registry=registry,
         insecure_registry=insecure_registry,
@@ -60,6 +60,7 @@ def command(
         expose=expose_without_auth,
         models_path=models_path,
     )
+    settings = OllamaOptions(**{"version": remote.pinned_version(), **given})
     role_vars(wanted, settings)  # Refuses what cannot be done before any host is asked.
     where = options.Where(hosts=host or (), inventory=inventory, ssh_key=ssh_key, ssh_config=ssh_config)
     hosts = remote.ready_hosts(where, f"apply {plan}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from provision.ansible import AnsibleHost
     from provision.deploy import DeployProgress, DeployReport
     from provision.domain.plan import Plan
-    from provision.engines.ollama_role import OllamaOptions
     from provision.output.console import Progress, Screen
     from provision.probes.ssh import SshTarget
 
@@ -30,12 +29,29 @@ if [ "$(id -u)" = 0 ]; then echo root; else sudo -n true >/dev/null 2>&1 || echo
 
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="What `plan -o` wrote.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-Mirror = Annotated[str | None, typer.Option("--mirror", metavar="URL", help="Where releases of Ollama lie.")]
-Registry = Annotated[
-    str | None, typer.Option("--registry", metavar="HOST[:PORT]", help="Where models are pulled from.")
+Mirror = Annotated[
+    str | None,
+    typer.Option("--mirror", metavar="URL", envvar="PROVISION_MIRROR", help="Where releases of Ollama lie."),
 ]
-InsecureRegistry = Annotated[bool, typer.Option("--insecure-registry", help="That registry speaks plain HTTP.")]
-EngineVersion = Annotated[str | None, typer.Option("--engine-version", metavar="V", help="Version of Ollama.")]
+Registry = Annotated[
+    str | None,
+    typer.Option(
+        "--registry", metavar="HOST[:PORT]", envvar="PROVISION_REGISTRY", help="Where models are pulled from."
+    ),
+]
+InsecureRegistry = Annotated[
+    bool,
+    typer.Option("--insecure-registry", envvar="PROVISION_INSECURE_REGISTRY", help="That registry speaks plain HTTP."),
+]
+EngineVersion = Annotated[
+    str | None,
+    typer.Option(
+        "--engine-version",
+        metavar="V",
+        envvar="PROVISION_ENGINE_VERSION",
+        help="Ollama's version, else the pinned.",
+    ),
+]
 AllowOld = Annotated[bool, typer.Option("--allow-old-engine", help="Accept a version with known holes.")]
 Listen = Annotated[str | None, typer.Option("--listen", metavar="ADDR[:PORT]", help="Where Ollama listens.")]
 Expose = Annotated[
@@ -53,7 +69,7 @@ def read_plan(path: Path) -> Plan:
     return read_json(path, Plan, what="plan", version_key="plan_version", version=PLAN_VERSION, hint=hint)
 
 
-def ollama_options(
+def given_options(
     *,
     mirror: str | None = None,
     registry: str | None = None,
@@ -63,10 +79,8 @@ def ollama_options(
     listen: str | None = None,
     expose: bool = False,
     models_path: str | None = None,
-) -> OllamaOptions:
-    """The options as given, else their defaults. Raises UsageError."""
-    from provision.engines.ollama_role import OllamaOptions
-
+) -> dict[str, Any]:
+    """The options that were given, by their names in OllamaOptions. Raises UsageError."""
     if mirror is not None and not mirror.startswith(("http://", "https://")):
         raise UsageError(f"--mirror: '{mirror}' is not a URL", hint="--mirror https://mirror.example/ollama")
     if registry is not None and ("/" in registry or not registry):
@@ -75,19 +89,24 @@ def ollama_options(
         raise UsageError(
             f"--models-path: the service cannot use '{models_path}'", hint="an absolute path outside /home: /srv/models"
         )
-    given = {
+    options = {
         "mirror": mirror,
         "registry": registry,
+        "insecure_registry": insecure_registry or None,
         "version": engine_version,
+        "allow_old_version": allow_old or None,
         "listen": listen,
+        "expose_without_auth": expose or None,
         "models_path": models_path.rstrip("/") if models_path else None,
     }
-    return OllamaOptions(
-        insecure_registry=insecure_registry,
-        allow_old_version=allow_old,
-        expose_without_auth=expose,
-        **{name: value for name, value in given.items() if value is not None},
-    )
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def pinned_version() -> str:
+    """The version of Ollama that the catalog knows and sizes for."""
+    from provision.catalog import load_catalog
+
+    return load_catalog().engine("ollama").version
 
 
 def ready_hosts(where: options.Where, command: str) -> tuple[AnsibleHost, ...]:

@@ -34,29 +34,24 @@ def command(
 ) -> Result:
     """Ask hosts what runs, load every planned model, and hold it against the plan. Exit code 7 when something differs.
 
+    Version, address and folder of models are expected as apply was told, unless an option says otherwise.
+
     \b
     Examples:
       provision verify plan.json --host admin@gpu1
       provision verify plan.json -i inventory.ini --json
     """
     from provision.deploy import verify_plan
-    from provision.engines.ollama_role import role_vars
 
     screen: Screen = context.obj
     wanted = remote.read_plan(plan)
-    settings = remote.ollama_options(
-        engine_version=engine_version,
-        # What runs is reported as it is; refusing to look at an old version would help nobody.
-        allow_old=True,
-        listen=listen,
-        expose=expose_without_auth,
-        models_path=models_path,
+    given = remote.given_options(
+        engine_version=engine_version, listen=listen, expose=expose_without_auth, models_path=models_path
     )
-    role_vars(wanted, settings)
     where = options.Where(hosts=host or (), inventory=inventory, ssh_key=ssh_key, ssh_config=ssh_config)
     hosts = remote.ready_hosts(where, f"verify {plan}")
     screen.note(f"loading the planned models on {', '.join(one.name for one in hosts)}")
-    states = verify_plan(wanted, hosts, settings, allow_cpu=allow_cpu)
+    states = verify_plan(wanted, hosts, remote.pinned_version(), given, allow_cpu=allow_cpu)
     drift = [state for state in states if state.findings]
     return Result(
         data={"hosts": states},

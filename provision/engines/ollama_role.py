@@ -13,19 +13,22 @@ from provision.domain.plan import Candidate, Plan
 from provision.domain.record import record
 from provision.errors import NothingFits, UsageError
 
-DEFAULT_VERSION = "0.32.15"
 DEFAULT_MIRROR = "https://github.com/ollama/ollama/releases/download"
 DEFAULT_MODELS_PATH = "/usr/share/ollama/.ollama/models"
 DEFAULT_LISTEN = "127.0.0.1:11434"
 OLDEST_SAFE_VERSION = (0, 17, 1)
 """CVE-2026-7482 (unauthenticated memory leak) is fixed from here on."""
 
+RECORDED = ("version", "listen", "expose_without_auth", "models_path", "keep_alive")
+"""Options that the ledger on the host keeps, so that verify expects what apply was told."""
+
 
 @record
 class OllamaOptions:
     """How a plan is carried out, beyond what it says."""
 
-    version: str = DEFAULT_VERSION
+    version: str
+    """Of the release to install; the service must report it."""
     allow_old_version: bool = False
     mirror: str = DEFAULT_MIRROR
     registry: str | None = None
@@ -74,6 +77,7 @@ def role_vars(plan: Plan, options: OllamaOptions) -> dict[str, object]:
         "ollama_models_path": options.models_path,
         "ollama_base_url": base_url,
         "ollama_port": port,
+        "ollama_choices": {name: getattr(options, name) for name in RECORDED},
         "ollama_environment": settings,
         "models_wanted": [
             {"name": model_name(one), "source": pull_source(model_name(one), options.registry)} for one in chosen
@@ -153,12 +157,10 @@ def _components(plan: Plan) -> list[str]:
 def _refuse_old(options: OllamaOptions) -> None:
     match = re.match(r"(\d+)\.(\d+)\.(\d+)", options.version)
     if match is None or not re.fullmatch(r"[0-9A-Za-z.+-]+", options.version):
-        raise UsageError(
-            f"--engine-version: '{options.version}' is not a version", hint=f"--engine-version {DEFAULT_VERSION}"
-        )
+        raise UsageError(f"--engine-version: '{options.version}' is not a version", hint="--engine-version 0.32.15")
     if tuple(map(int, match.groups())) < OLDEST_SAFE_VERSION and not options.allow_old_version:
         raise UsageError(
             f"Ollama {options.version} leaks memory to anyone who reaches it (CVE-2026-7482, fixed in 0.17.1)",
-            hint=f"--engine-version {DEFAULT_VERSION}, or --allow-old-engine if you must",
+            hint="leave out --engine-version, or add --allow-old-engine if you must",
             code="unsafe-version",
         )

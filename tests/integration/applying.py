@@ -124,7 +124,7 @@ class Site:
         return provision(*self.apply_arguments())
 
     def verify(self, *more: str) -> Answer:
-        return provision("verify", self.plan, *self.where, "--engine-version", OLLAMA_VERSION, *more)
+        return provision("verify", self.plan, *self.where, *more)
 
     def remove(self, *more: str) -> Answer:
         return provision("remove", *self.where, "--yes", *more)

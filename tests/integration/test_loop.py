@@ -68,9 +68,7 @@ def test_detect_plan_apply_verify_bench_remove(
     ]  # fmt: skip
     applied = provision("apply", plan_file, *where, *sources, "--yes")
     assert applied.exit_code == 0, applied.envelope["errors"]
-    verified = provision(
-        "verify", plan_file, *where, "--engine-version", OLLAMA_VERSION, "--allow-old-engine", "--allow-cpu"
-    )
+    verified = provision("verify", plan_file, *where, "--allow-cpu")
     assert verified.exit_code == 0, verified.envelope["errors"]
 
     with tunnel(host) as url:

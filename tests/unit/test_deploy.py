@@ -13,7 +13,7 @@ from provision.domain.plan import Placement
 from provision.engines.ollama_role import OllamaOptions, role_vars
 from tests.integration.applying import small_plan
 
-OPTIONS = OllamaOptions()
+OPTIONS = OllamaOptions(version="0.32.15")
 PLAN = small_plan()
 CANDIDATE = PLAN.candidates[0]
 NAME = CANDIDATE.ollama_tag or ""

@@ -10,7 +10,7 @@ from tests.integration.applying import small_plan
 
 
 def environment(options: OllamaOptions | None = None, **plan: int) -> dict[str, str]:
-    found = role_vars(small_plan(**plan), options or OllamaOptions())["ollama_environment"]
+    found = role_vars(small_plan(**plan), options or OllamaOptions(version="0.32.15"))["ollama_environment"]
     assert isinstance(found, dict)
     return found
 
@@ -26,7 +26,7 @@ def test_settings_come_from_the_plan() -> None:
 def test_quantised_cache_turns_flash_attention_on() -> None:
     plan = small_plan()
     plan = replace(plan, workload=replace(plan.workload, kv_cache_type="q8_0"))
-    found = role_vars(plan, OllamaOptions())["ollama_environment"]
+    found = role_vars(plan, OllamaOptions(version="0.32.15"))["ollama_environment"]
     assert found["OLLAMA_KV_CACHE_TYPE"] == "q8_0"  # type: ignore[index]
     assert found["OLLAMA_FLASH_ATTENTION"] == "1"  # type: ignore[index]
     assert "OLLAMA_FLASH_ATTENTION" not in environment()
@@ -44,9 +44,9 @@ def test_other_registry_needs_the_library_written_out(name: str, source: str) ->
 @pytest.mark.parametrize("listen", ["0.0.0.0:11434", "192.0.2.7", "[::]:11434"])
 def test_open_address_is_refused_unless_it_is_said_loudly(listen: str) -> None:
     with pytest.raises(UsageError) as refused:
-        role_vars(small_plan(), OllamaOptions(listen=listen))
+        role_vars(small_plan(), OllamaOptions(version="0.32.15", listen=listen))
     assert refused.value.code == "exposed"
-    role_vars(small_plan(), OllamaOptions(listen=listen, expose_without_auth=True))
+    role_vars(small_plan(), OllamaOptions(version="0.32.15", listen=listen, expose_without_auth=True))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_open_address_is_refused_unless_it_is_said_loudly(listen: str) -> None:
     ],
 )
 def test_where_the_host_reaches_its_own_service(listen: str, url: str) -> None:
-    found, port = endpoint(OllamaOptions(listen=listen, expose_without_auth=True))
+    found, port = endpoint(OllamaOptions(version="0.32.15", listen=listen, expose_without_auth=True))
     assert found == url
     assert url.endswith(f":{port}")
 
@@ -68,7 +68,7 @@ def test_where_the_host_reaches_its_own_service(listen: str, url: str) -> None:
 @pytest.mark.parametrize("listen", ["", "nonsense host", "127.0.0.1:0", "127.0.0.1:99999", "gpu1:11434", "1:2:3"])
 def test_bad_address(listen: str) -> None:
     with pytest.raises(UsageError):
-        endpoint(OllamaOptions(listen=listen, expose_without_auth=True))
+        endpoint(OllamaOptions(version="0.32.15", listen=listen, expose_without_auth=True))
 
 
 def test_old_engine_is_refused() -> None:
@@ -83,11 +83,13 @@ def test_old_engine_is_refused() -> None:
 
 def test_plan_without_models_is_refused() -> None:
     with pytest.raises(NothingFits):
-        role_vars(replace(small_plan(), selected=()), OllamaOptions())
+        role_vars(replace(small_plan(), selected=()), OllamaOptions(version="0.32.15"))
 
 
 def test_amd_cards_need_their_own_archive() -> None:
     plan = small_plan()
     cards = tuple(replace(card, vendor="amd") for card in plan.machine.accelerators)
-    found = role_vars(replace(plan, machine=replace(plan.machine, accelerators=cards)), OllamaOptions())
+    found = role_vars(
+        replace(plan, machine=replace(plan.machine, accelerators=cards)), OllamaOptions(version="0.32.15")
+    )
     assert found["ollama_components"] == ["", "-rocm"]
