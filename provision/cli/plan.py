@@ -20,10 +20,10 @@ from provision.cli.workload import (
 from provision.domain.finding import Finding
 from provision.errors import ExitCode
 from provision.output.documents import Result
-from provision.units import format_tokens
+from provision.units import format_bytes, format_tokens
 
 if TYPE_CHECKING:
-    from provision.domain.plan import Plan
+    from provision.domain.plan import Plan, Rejection
     from provision.output.console import Screen
 
 
@@ -35,8 +35,8 @@ def command(
     quant: Annotated[list[str] | None, typer.Option("--quant", help="Only these quantizations, e.g. Q4_K_M.")] = None,
     context: ContextOption = DEFAULT_CONTEXT,
     users: UsersOption = 1,
-    prompt_tokens: PromptOption = 512,
-    output_tokens: OutputOption = 256,
+    prompt_tokens: PromptOption = None,
+    output_tokens: OutputOption = None,
     kv_cache: CacheOption = "f16",
     engine: Annotated[str, typer.Option(help="Engine to plan for.")] = "ollama",
     available: Annotated[
@@ -58,8 +58,8 @@ def command(
 ) -> Result:
     """Which models run on this hardware, how fast, and why the rest do not.
 
-    Without options: this machine. Ranked: fully on the accelerators first, then the larger model, then the better
-    quantization.
+    Without options: this machine. Ranked: fully on the accelerators first, then fast enough to read along for every
+    user, then the larger model, then the better quantization. Exit code 4 when something asked for does not fit.
 
     \b
     Examples:
@@ -95,7 +95,7 @@ def command(
         data=plan,
         warnings=_candidate_findings(plan) + plan.findings + claims,
         errors=missing,
-        exit_code=ExitCode.DONE if plan.selected else ExitCode.NOTHING_FITS,
+        exit_code=ExitCode.NOTHING_FITS if missing else ExitCode.DONE,
         partial=bool(missing and plan.selected),
         show=lambda screen: _show(screen, plan, output, every or bool(model)),
     )
@@ -104,21 +104,30 @@ def command(
 def _missing(plan: Plan, models: list[str]) -> tuple[Finding, ...]:
     """One error for each model asked for that has no candidate, or one when nothing fits at all."""
     fitting = {candidate.model for candidate in plan.candidates}
-    errors = []
     missing: list[str | None] = [m for m in models if m not in fitting]
+    tokens = format_tokens(plan.workload.context_tokens)
+    users = "1 user" if plan.workload.users == 1 else f"{plan.workload.users} users"
+    errors = []
     for name in missing or ([] if plan.candidates else [None]):
-        nearest = next((r for r in plan.rejections if name in (None, r.model)), None)
-        reason = f": {nearest.model} {nearest.quantization}: {nearest.message}" if nearest else ""
-        tokens = format_tokens(plan.workload.context_tokens)
+        reasons = [r for r in plan.rejections if name in (None, r.model)]
+        # A reason that something can be done about says more than a size that is missing by far.
+        nearest = min(reasons, key=lambda r: (r.shortfall_bytes or 0, r.hint is None), default=None)
         errors.append(
             Finding(
                 code=nearest.reason.value.replace("_", "-") if nearest else "nothing-fits",
-                message=f"no build of {name or 'any model'} fits {plan.machine.name} at {tokens} tokens x "
-                f"{plan.workload.users}{reason}",
-                hint=(nearest.hint if nearest else None) or "a smaller model, a smaller --quant or a shorter --context",
+                message=f"no build of {name or 'any model'} fits {plan.machine.name} at {tokens} tokens for {users}"
+                + (f": {nearest.model} {nearest.quantization}: {nearest.message}" if nearest else ""),
+                hint=nearest.hint if nearest and nearest.hint else _smaller(reasons),
             )
         )
     return tuple(errors)
+
+
+def _smaller(reasons: list[Rejection]) -> str:
+    """What to try when memory is what is missing."""
+    smallest = min((r.shortfall_bytes for r in reasons if r.shortfall_bytes is not None), default=None)
+    short = f" (the nearest is short by {format_bytes(smallest)})" if smallest else ""
+    return f"--context 2k, a smaller --model or more memory{short}"
 
 
 def _candidate_findings(plan: Plan) -> tuple[Finding, ...]:

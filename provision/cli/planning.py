@@ -22,25 +22,27 @@ if TYPE_CHECKING:
     from provision.sizing.planner import Build
 
 
-def builds(catalog: Catalog, models: Sequence[ModelSpec], quantizations: Sequence[str]) -> list[Build]:
+def builds(
+    catalog: Catalog, models: Sequence[ModelSpec], quantizations: Sequence[str], *, everything: bool = False
+) -> list[Build]:
     """Every build of `models` in the quantizations asked for; all of them when none was named.
 
-    Raises UsageError for a quantization that no model here is published in, with those that are.
+    Raises UsageError for a model that is not published in any of them, with those that it is; not for `everything`,
+    where the models were not chosen by name.
     """
     wanted = {catalog.quantization(q).id for q in quantizations}
-    found: list[Build] = [
-        (model, build, catalog.quantization(build.quantization))
-        for model in models
-        for build in catalog.builds_of(model.id)
-        if not wanted or build.quantization in wanted
-    ]
-    if not found:
-        names = sorted({b.quantization for m in models for b in catalog.builds_of(m.id)})
-        raise UsageError(
-            f"no build of {', '.join(m.id for m in models)} in {', '.join(sorted(wanted))} is in the catalog",
-            hint=f"--quant {names[0]} (there are: {', '.join(names)})" if names else "provision catalog list models",
-            code="unknown-build",
-        )
+    found: list[Build] = []
+    for model in models:
+        published = catalog.builds_of(model.id)
+        chosen = [build for build in published if not wanted or build.quantization in wanted]
+        if not chosen and quantizations and not everything:
+            names = ", ".join(build.quantization for build in published)
+            raise UsageError(
+                f"no build of {model.id} in {', '.join(sorted(wanted))} is in the catalog",
+                hint=f"--quant {published[0].quantization} (there are: {names})" if published else "another --model",
+                code="unknown-build",
+            )
+        found += [(model, build, catalog.quantization(build.quantization)) for build in chosen]
     return found
 
 
@@ -55,8 +57,8 @@ def make_plan(
     basis: CapacityBasis = "total",
 ) -> Plan:
     """Plan the models named, or all of the catalog. Whether anything fits is for the caller to judge."""
-    specs = [catalog.model(name) for name in models]
-    considered = builds(catalog, specs or catalog.models, quantizations)
+    specs = list({spec.id: spec for spec in map(catalog.model, models)}.values())
+    considered = builds(catalog, specs or catalog.models, quantizations, everything=not specs)
     engine_spec = catalog.engine(engine)
     free = [disk.free_bytes for disk in machine.disks if disk.free_bytes is not None]
     candidates, rejections = plan_builds(

@@ -154,7 +154,7 @@ class Efficiency:
     device_class: str
     engine: str
     quantization_family: str
-    """`f16`, `quantized`, `moe`, or `any` of them without a record of its own."""
+    """`f16`, `quantized`, `moe`, or `any`: the dense families without a record of their own."""
     slowdown: float
     """At least 1: how much longer reading the weights takes than at the full published bandwidth."""
     overhead_s: float

@@ -91,6 +91,8 @@ class RejectionReason(StrEnum):
     DOES_NOT_FIT = "does_not_fit"
     CONTEXT_TOO_LONG = "context_too_long"
     ENGINE_CANNOT_LOAD = "engine_cannot_load"
+    NOT_PUBLISHED = "not_published"
+    """The engine pulls models by name and knows none for this build."""
     DISK_TOO_SMALL = "disk_too_small"
     TOO_SLOW = "too_slow"
     UNKNOWN_HARDWARE = "unknown_hardware"

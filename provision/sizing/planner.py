@@ -11,6 +11,7 @@ from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, ModelTask, Q
 from provision.domain.plan import (
     Candidate,
     CapacityBasis,
+    MemoryEstimate,
     Placement,
     Rejection,
     RejectionReason,
@@ -52,7 +53,7 @@ def assess(
         context_tokens=workload.context_tokens,
         users=workload.users,
         memory=estimate,
-        fits=memory.fits(estimate),
+        fits=memory.fits(estimate) and not _spills_into_the_unknown(placement, estimate),
         placement=placement,
         speed=predicted,
     )
@@ -74,15 +75,15 @@ def plan_builds(
 ) -> tuple[list[Candidate], list[Rejection]]:
     """Candidates, best first, and rejections, nearest miss first.
 
-    Ranked by: text models before embedding models; then those that are fully on accelerators or still decode at a
-    reader's pace; then parameters, quantization and speed. A smaller model that is resident goes before a larger one
-    that spills and crawls.
+    Ranked by: text models before embedding models; builds that are fully on accelerators; those that decode at a
+    reader's pace for each user; then parameters, quantization and speed. A smaller model that is resident goes before
+    a larger one that spills; of builds too slow to read along the fastest goes first.
     """
     candidates: list[tuple[Candidate, ModelSpec, Quantization]] = []
     rejections: list[Rejection] = []
     for model, build, quantization in builds:
         for engine in engines:
-            refused = _refuse(model, build, quantization, engine, workload, disk_free_bytes)
+            refused = refusal(model, build, quantization, engine, workload, disk_free_bytes)
             if refused is not None:
                 rejections.append(refused)
                 continue
@@ -131,24 +132,28 @@ def is_resident(candidate: Candidate) -> bool:
 
 
 def _rank(machine: Machine, candidate: Candidate, model: ModelSpec, quantization: Quantization) -> tuple[float, ...]:
-    decode = candidate.speed.decode_tokens_per_s.expected if candidate.speed else 0.0
+    system = candidate.speed.system_output_tokens_per_s.expected if candidate.speed else 0.0
+    per_user = system / candidate.users
     resident = bool(machine.accelerators) and is_resident(candidate)
+    usable = resident or per_user >= _READING_TOKENS_PER_S
     return (
         float(model.task is ModelTask.TEXT),
-        float(resident or decode >= _READING_TOKENS_PER_S),
+        float(resident),
+        float(usable),
         float(model.parameters or 0),
-        float(quantization.rank),
-        decode,
+        float(quantization.rank) if usable else 0.0,
+        per_user,
+        -float(candidate.weights_bytes),
     )
 
 
-def _refuse(
+def refusal(
     model: ModelSpec,
     build: ModelBuild,
     quantization: Quantization,
     engine: EngineSpec,
     workload: Workload,
-    disk_free_bytes: int | None,
+    disk_free_bytes: int | None = None,
 ) -> Rejection | None:
     """What can be judged without placing anything."""
 
@@ -169,6 +174,13 @@ def _refuse(
         return because(
             RejectionReason.ENGINE_CANNOT_LOAD,
             f"{engine.id} {engine.version} does not load {quantization.container} files",
+            hint="--engine ollama" if quantization.container == "gguf" else "--engine vllm",
+        )
+    if engine.id == "ollama" and build.ollama_tag is None:
+        return because(
+            RejectionReason.NOT_PUBLISHED,
+            "Ollama's library has no tag for this build that is known",
+            hint="another --quant, or --engine llamacpp",
         )
     if workload.context_tokens > model.context_tokens_max:
         return because(
@@ -187,7 +199,24 @@ def _refuse(
     return None
 
 
+def _spills_into_the_unknown(placement: Placement, estimate: MemoryEstimate) -> bool:
+    """Layers would lie in host memory of a size that nobody gave: "fits" would be a guess."""
+    spilled = placement.gpu_layers < placement.layers
+    return spilled and any(d.device == "host" and d.capacity_bytes is None for d in estimate.devices)
+
+
 def _does_not_fit(candidate: Candidate, machine: Machine) -> Rejection:
+    if _spills_into_the_unknown(candidate.placement, candidate.memory):
+        host = next(d for d in candidate.memory.devices if d.device == "host")
+        return Rejection(
+            model=candidate.model,
+            quantization=candidate.quantization,
+            engine=candidate.engine,
+            reason=RejectionReason.UNKNOWN_HARDWARE,
+            message=f"{candidate.placement.gpu_layers} of {candidate.placement.layers} layers fit the accelerators; "
+            f"{format_bytes(host.total_bytes)} would lie in host memory, whose size is not known",
+            hint="--ram 64GiB",
+        )
     worst = min(
         (d for d in candidate.memory.devices if d.headroom_bytes is not None), key=lambda d: d.headroom_bytes or 0
     )

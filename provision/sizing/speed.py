@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import sqrt
 
 from provision.domain.hardware import Machine
 from provision.domain.llm import Efficiency, ModelBuild, ModelSpec, ModelTask
@@ -63,11 +64,15 @@ def active_ratio(model: ModelSpec, users: int = 1) -> float:
 
 
 def efficiency_lookup(records: Iterable[Efficiency]) -> EfficiencyOf:
-    """Look-up over the catalog's records; `any` in a record stands for every engine or family not named otherwise."""
+    """Look-up over the catalog's records; `any` stands for every engine, or dense family, without its own record.
+
+    A mixture of experts is never predicted from a dense fit: that has been wrong by several times.
+    """
     table = {(r.device_class, r.engine, r.quantization_family): r for r in records}
 
     def find(device_class: str, engine: str, family: str) -> Efficiency | None:
-        for key in ((engine, family), (engine, "any"), ("any", family), ("any", "any")):
+        families = (family,) if family == "moe" else (family, "any")
+        for key in ((name, kind) for name in (engine, "any") for kind in families):
             found = table.get((device_class, *key))
             if found is not None:
                 return found
@@ -233,17 +238,21 @@ def _system(
         for s in streams
         if s.efficiency
     )
-    arithmetic_s = (users - 1) / prefill.expected if prefill else 0.0
-    step_s = 1 / decode.expected + extra_s + arithmetic_s
-    limit_s = sum(((1 + experts) * s.weights_bytes + users * s.kv_bytes) / s.bandwidth_bytes_per_s for s in streams)
+    # The limit grants that all users' tokens go to the same experts.
+    limit_s = sum((s.weights_bytes + users * s.kv_bytes) / s.bandwidth_bytes_per_s for s in streams)
     if prefill and prefill.ceiling:
         limit_s = max(limit_s, users / prefill.ceiling)
     ceiling = users / limit_s
-    # Without a known matrix rate (CPUs) batching gains nothing that could be promised.
-    expected = min(users / step_s if prefill else decode.expected, ceiling)
+    step_s = 1 / decode.expected + extra_s
+    if prefill is None or any(s.is_host for s in streams):
+        # How much arithmetic a batch costs is not known: between no gain at all and all that memory allows.
+        most = min(users / step_s, ceiling)
+        expected = sqrt(decode.expected * most)
+        return _range(expected, min(decode.low, expected), most, ceiling, decode.bound_by)
+    arithmetic_s = (users - 1) / prefill.expected
+    expected = min(users / (step_s + arithmetic_s), ceiling)
     bound: BoundBy = "compute" if arithmetic_s > 1 / decode.expected else decode.bound_by
-    low = expected * _BATCHING_LOW if prefill else min(decode.low, expected)
-    return _range(expected, low, min(expected * _BATCHING_HIGH, ceiling), ceiling, bound)
+    return _range(expected, expected * _BATCHING_LOW, min(expected * _BATCHING_HIGH, ceiling), ceiling, bound)
 
 
 def _range(expected: float, low: float, high: float, ceiling: float, bound_by: BoundBy) -> SpeedRange:

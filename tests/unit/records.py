@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from provision.domain.hardware import Accelerator, Machine, MemoryPool, Origin
 from provision.domain.llm import AttentionLayers, Efficiency, EngineSpec, ModelBuild, ModelSpec, Precision, Quantization
 from provision.units import GIB, MIB
@@ -73,6 +75,7 @@ OLLAMA = EngineSpec(
     batch_tokens=512,
     provenance=SOURCE,
 )
+LLAMACPP = replace(OLLAMA, id="llamacpp")
 
 
 def card(index: int = 0, *, memory_bytes: int = 24564 * MIB, bandwidth: float = 1008e9) -> Accelerator:

@@ -114,7 +114,7 @@ def test_two_models_by_name_are_both_selected_and_a_missing_one_is_partial():
     assert len(both["data"]["selected"]) == 2
     partial = run_cli(*base, "--model", "llama3.1:8b", "--model", "nomic-embed-text", "--context", "8k", "--json")
     assert partial.json["status"] == "partial"
-    assert partial.code == 0
+    assert partial.code == 4
     assert "--context 2048" in partial.json["errors"][0]["hint"]
 
 
@@ -139,3 +139,52 @@ def test_estimate_reads_a_local_gguf_and_refuses_a_broken_one(tmp_path):
     run = run_cli("estimate", broken, "--gpu", "RTX 4090", "--json")
     assert run.code == 3
     assert "broken.gguf" in run.json["errors"][0]["message"]
+
+
+def test_what_plan_selects_apply_can_pull():
+    for gpu in ("RTX 3090", "RTX 4090", "RTX 5090"):
+        data = data_of("plan", "--gpu", gpu, "--ram", "64GiB")
+        selected = [c for c in data["candidates"] if c["id"] in data["selected"]]
+        assert [c["ollama_tag"] is not None for c in selected] == [True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["llama3.1:8b", "--context", "1m", "--gpu", "RTX 4090", "--ram", "640GiB"], "context-too-long"),
+        (["llama3.1:8b", "--engine", "vllm", "--gpu", "RTX 4090", "--ram", "64GiB"], "engine-cannot-load"),
+        (["llama3.1:8b", "--gpu", "RTX 4090", "--users", "90000"], "host-memory-unknown"),
+    ],
+)
+def test_estimate_refuses_what_plan_refuses(arguments, code):
+    run = run_cli("estimate", *arguments, "--json")
+    assert run.code == 4
+    assert run.json["errors"][0]["code"] == code
+
+
+def test_the_hint_of_an_estimate_that_does_not_fit_can_be_typed():
+    asked = ["--gpu", "RTX 4090", "--ram", "8GiB"]
+    error = run_cli("estimate", "llama3.1:70b", *asked, "--json").json["errors"][0]
+    import shlex
+
+    again = run_cli(*shlex.split(error["hint"])[1:], "--json")
+    assert again.json["data"]["machine"]["accelerators"][0]["catalog_id"] == "nvidia-rtx-4090"
+
+
+def test_batch_takes_nothing_from_the_command_line_and_reads_what_excel_writes(tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text(
+        "id,model,gpu,ram,context\nfirst,llama3.1:8b,RTX 4090,64GiB,4k\nb,phi4,RTX 4090,64GiB,4k\n",
+        encoding="utf-8-sig",
+    )
+    assert run_cli("estimate", "--batch", rows, "--json").code == 0
+    assert run_cli("estimate", "--batch", rows, "--users", "8", "--json").code == 2
+    assert "first " in run_cli("estimate", "--batch", rows).stdout
+
+
+def test_a_prompt_that_the_context_cannot_hold_is_refused():
+    run = run_cli(
+        "estimate", "llama3.1:8b", "--gpu", "RTX 4090", "--context", "8k", "--prompt-tokens", "100000", "--json"
+    )
+    assert run.code == 2
+    assert "--context" in run.json["errors"][0]["hint"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from tests.unit.records import (
     LLAMA_8B,
     LLAMA_F16,
     LLAMA_Q4,
+    LLAMACPP,
     OLLAMA,
     Q4_K_M,
     QWEN_32B,
@@ -126,7 +128,7 @@ def test_unknown_host_bandwidth_gives_no_speed_but_says_how_to_get_one():
 def test_rejections_carry_reason_and_shortfall():
     tiny = machine(card(memory_bytes=4 * GIB), ram_bytes=8 * GIB)
     candidates, rejections = plan_builds(
-        tiny, [CASES["32b"], CASES["q4"]], [OLLAMA], Workload(context_tokens=65_536), efficiency_of
+        tiny, [CASES["32b"], CASES["q4"]], [LLAMACPP], Workload(context_tokens=65_536), efficiency_of
     )
     reasons = {r.model: r for r in rejections}
     assert reasons["qwen2.5-coder:32b"].reason is RejectionReason.CONTEXT_TOO_LONG
@@ -195,3 +197,59 @@ def test_speed_is_continuous_where_the_first_layer_spills():
     # One of 32 layers from host memory at a tenth of the bandwidth costs about a third, and no more.
     assert max(jumps) < 2.5
     assert min(jumps) >= 1 - 1e-9
+
+
+def test_layers_in_host_memory_of_unknown_size_do_not_count_as_fitting():
+    spilled = assessed("32b", card(memory_bytes=16 * GIB), ram_bytes=None)
+    assert not spilled.fits
+    resident = assessed("q4", card(), ram_bytes=None)
+    assert resident.fits, "only the embedding table is on the host"
+
+
+def test_resident_goes_before_spilled_and_usable_before_crawling():
+    candidates, _ = plan_builds(
+        machine(card(memory_bytes=16 * GIB), ram_bytes=128 * GIB),
+        [CASES["32b"], CASES["q4"], CASES["f16"]],
+        [LLAMACPP],
+        Workload(context_tokens=4096),
+        efficiency_of,
+    )
+    assert [(c.quantization, c.placement.gpu_layers == c.placement.layers) for c in candidates] == [
+        ("F16", True),
+        ("Q4_K_M", True),
+        ("Q4_K_M", False),
+    ]
+    assert candidates[-1].model == "qwen2.5-coder:32b", "larger, but spilled"
+
+
+def test_of_builds_too_slow_to_read_along_the_fastest_goes_first():
+    crawling = machine(ram_bytes=128 * GIB, ram_bandwidth=20e9)
+    candidates, _ = plan_builds(
+        crawling, [CASES["f16"], CASES["q4"]], [LLAMACPP], Workload(context_tokens=4096), efficiency_of
+    )
+    assert [c.quantization for c in candidates] == ["Q4_K_M", "F16"]
+
+
+def test_a_build_that_ollama_cannot_pull_is_not_planned_for_it():
+    _, rejections = plan_builds(machine(card()), [CASES["q4"]], [OLLAMA], Workload(context_tokens=4096), efficiency_of)
+    assert [r.reason for r in rejections] == [RejectionReason.NOT_PUBLISHED]
+
+
+def test_an_expert_mixture_reads_more_experts_for_more_users_but_its_limit_does_not():
+    moe = replace(LLAMA_8B, active_parameters=LLAMA_8B.parameters // 10)
+    speeds = {}
+    for users in (1, 8):
+        load = Workload(context_tokens=4096, users=users)
+        case = assess(machine(card()), moe, LLAMA_Q4, Q4_K_M, LLAMACPP, load, efficiency_of)
+        speeds[users] = case.speed.system_output_tokens_per_s
+    assert speeds[1].expected < speeds[8].expected < 8 * speeds[1].expected
+    # All eight could need the same experts: a tenth of the weights once, and eight caches at 640 tokens.
+    assert speeds[8].ceiling == pytest.approx(8 * 1008e9 / (0.1 * 4_912_898_048 + 8 * 640 * 131_072), rel=1e-6)
+
+
+def test_many_users_without_a_known_matrix_rate_range_from_no_gain_to_the_roofline():
+    without = replace(card(), fp16_flops_per_s=None)
+    load = Workload(context_tokens=4096, users=8)
+    case = assess(machine(without), *CASES["q4"], LLAMACPP, load, efficiency_of)
+    alone, together = case.speed.decode_tokens_per_s, case.speed.system_output_tokens_per_s
+    assert together.low <= alone.low < alone.expected < together.expected < together.high <= together.ceiling
