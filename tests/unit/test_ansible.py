@@ -71,7 +71,7 @@ def test_broken_display_does_not_stop_the_run() -> None:
 
 
 def test_failures_are_told_with_their_task_and_other_hosts_go_on() -> None:
-    bad = AnsibleHost("bad", {**this_machine().variables, "ollama_port": "not a number"})
+    bad = AnsibleHost("bad", {**this_machine().variables, "models_wanted": "{{ nobody_knows_this }}"})
     closed_port = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 9}
     away = AnsibleHost("away", {**this_machine().variables, **closed_port})
     events = []
@@ -80,7 +80,7 @@ def test_failures_are_told_with_their_task_and_other_hosts_go_on() -> None:
     assert good_result.failure is None
     assert bad_result.failure is not None
     assert bad_result.failure.task == "Read the state of the running Ollama"
-    assert "not a number" in bad_result.failure.message
+    assert "nobody_knows_this" in bad_result.failure.message
     assert away_result.unreachable
     assert {event.kind for event in events if event.host == "away"} >= {"unreachable"}
 
