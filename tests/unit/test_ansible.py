@@ -23,8 +23,7 @@ def this_machine(**variables: object) -> AnsibleHost:
         "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,
         "ansible_become": False,
-        "ollama_base_url": "http://127.0.0.1:9",
-        "ollama_port": 9,
+        "verify_base_url": "http://127.0.0.1:9",
         "models_wanted": [],
     }
     return AnsibleHost("here", connection | variables)
