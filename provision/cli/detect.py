@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from provision.cli import where as options
 from provision.domain.finding import Finding
-from provision.domain.hardware import Accelerator, Machine, MemoryKind
+from provision.domain.hardware import DEFAULT_MODEL_PATH, DEFAULT_TIMEOUT_S, Accelerator, Machine, MemoryKind
 from provision.errors import ExitCode
 from provision.output.documents import Result
-from provision.probes import DEFAULT_MODEL_PATH, DEFAULT_TIMEOUT_S
 from provision.units import format_bandwidth, format_bytes
 
 if TYPE_CHECKING:

@@ -17,9 +17,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from provision.domain.finding import Finding
-from provision.domain.hardware import Accelerator, AcceleratorSpec, Cpu, Disk, Machine, MemoryKind, MemoryPool, Origin
+from provision.domain.hardware import (
+    DEFAULT_MODEL_PATH,
+    DEFAULT_TIMEOUT_S,
+    AcceleratorSpec,
+    Cpu,
+    Disk,
+    Machine,
+    MemoryKind,
+    MemoryPool,
+    Origin,
+)
 from provision.errors import InvalidFile, Unreachable, UsageError
-from provision.probes import DEFAULT_MODEL_PATH, DEFAULT_TIMEOUT_S
 from provision.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -98,14 +107,12 @@ def one_machine(where: Where, catalog: Catalog) -> Machine:
 
 def look(where: Where, catalog: Catalog) -> tuple[list[Machine], list[HostFailure]]:
     """As `machines`, but hosts that cannot be read are returned beside those that can."""
-    from provision.probes.match import with_catalog
-
     _refuse_conflicts(where)
-    found, failures = _unmatched(where, catalog)
+    found, failures = _found(where, catalog)
     if where.memory_platform:
         bandwidth = catalog.platform(where.memory_platform).bandwidth_bytes_per_s
         found = [replace(one, memory=replace(one.memory, bandwidth_bytes_per_s=bandwidth)) for one in found]
-    return [with_catalog(one, catalog) for one in found], failures
+    return found, failures
 
 
 def parse_gpu(text: str) -> tuple[int, str]:
@@ -138,17 +145,22 @@ def _refuse_conflicts(where: Where) -> None:
         raise UsageError(f"{extra[0]} needs a planned machine", hint=f'{extra[0]} ... --ram 64GiB --gpu "RTX 4090"')
 
 
-def _unmatched(where: Where, catalog: Catalog) -> tuple[list[Machine], list[HostFailure]]:
-    from provision.probes import HostFailure, detect_local, detect_remote
-
-    if where.hosts or where.inventory:
-        seen = detect_remote(targets(where), where.model_path, where.timeout_s)
-        return [one for one in seen if isinstance(one, Machine)], [one for one in seen if isinstance(one, HostFailure)]
-    if where.machine_file:
-        return _from_file(where.machine_file), []
+def _found(where: Where, catalog: Catalog) -> tuple[list[Machine], list[HostFailure]]:
     if where.tier or where.gpus or where.ram:
         return [_planned(where, catalog)], []
-    return [detect_local(where.model_path, where.timeout_s)], []
+    # Only from here on: sizing what is not there needs no probe, and importing them takes time.
+    from provision.probes import HostFailure, detect_local, detect_remote
+    from provision.probes.match import with_catalog
+
+    seen: Sequence[Machine | HostFailure]
+    if where.hosts or where.inventory:
+        seen = detect_remote(targets(where), where.model_path, where.timeout_s)
+    elif where.machine_file:
+        seen = _from_file(where.machine_file)
+    else:
+        seen = (detect_local(where.model_path, where.timeout_s),)
+    found = [with_catalog(one, catalog) for one in seen if isinstance(one, Machine)]
+    return found, [one for one in seen if isinstance(one, HostFailure)]
 
 
 def targets(where: Where) -> list[SshTarget]:
@@ -186,7 +198,7 @@ def _from_file(name: str) -> list[Machine]:
 
 
 def _planned(where: Where, catalog: Catalog) -> Machine:
-    from provision.probes.match import planned
+    from provision.sizing.planner import planned_accelerator
 
     tier = catalog.tier(where.tier) if where.tier else None
     names = list(tier.accelerators) if tier else []
@@ -199,13 +211,15 @@ def _planned(where: Where, catalog: Catalog) -> Machine:
     cpu = where.cpu or (tier.cpu if tier else None)
     bandwidth = catalog.platform(tier.memory_platform).bandwidth_bytes_per_s if tier and tier.memory_platform else None
     ram, findings = _planned_ram(ram, specs)
-    cards: tuple[Accelerator, ...] = tuple(planned(spec, index) for index, spec in enumerate(specs))
+    unified = next((spec for spec in specs if spec.memory_kind is MemoryKind.UNIFIED), None)
+    if unified and bandwidth is None:
+        bandwidth = unified.memory_bandwidth_bytes_per_s
     return Machine(
         name=tier.id if tier else " + ".join(where.gpus) or f"{format_bytes(ram)} without an accelerator",
         origin=Origin.CATALOG if tier else Origin.DECLARED,
         cpu=Cpu(model=cpu, architecture=None) if cpu else None,
         memory=MemoryPool(total_bytes=ram, bandwidth_bytes_per_s=bandwidth),
-        accelerators=cards,
+        accelerators=tuple(planned_accelerator(spec, index) for index, spec in enumerate(specs)),
         disks=(Disk(path=where.model_path, total_bytes=disk, free_bytes=disk),) if disk else (),
         findings=findings,
     )

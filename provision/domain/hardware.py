@@ -11,6 +11,11 @@ from enum import StrEnum
 from provision.domain.finding import Finding
 from provision.domain.record import record
 
+DEFAULT_MODEL_PATH = "/usr/share/ollama/.ollama/models"
+"""Where Ollama's service keeps its models; its nearest existing parent tells the free space."""
+DEFAULT_TIMEOUT_S = 30.0
+"""For looking at one host."""
+
 
 class MemoryKind(StrEnum):
     DEDICATED = "dedicated"

@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from provision.domain.hardware import Machine, Origin, RunningEngine
+from provision.domain.hardware import DEFAULT_MODEL_PATH, DEFAULT_TIMEOUT_S, Machine, Origin, RunningEngine
 from provision.domain.record import record
 from provision.errors import Unreachable
 from provision.probes import engines, host, nvidia
 from provision.probes.ssh import SshTarget, run_script
 
-DEFAULT_MODEL_PATH = "/usr/share/ollama/.ollama/models"
-"""Where Ollama's service keeps its models; its nearest existing parent tells the free space."""
-DEFAULT_TIMEOUT_S = 30.0
 _HOSTS_AT_ONCE = 16
 _MARK = "@@provision "
 _SCRIPT = Path(__file__).with_name("probe.sh")

@@ -42,11 +42,6 @@ def with_catalog(machine: Machine, catalog: Catalog) -> Machine:
     return replace(machine, memory=memory, accelerators=tuple(accelerators), findings=tuple(findings))
 
 
-def planned(spec: AcceleratorSpec, index: int) -> Accelerator:
-    """A card that nobody has put in yet, with the memory that its driver will report where that is known."""
-    return _filled(Accelerator(index=index, vendor=spec.vendor, name=spec.name, pcie=spec.pcie), spec)
-
-
 def _filled(accelerator: Accelerator, spec: AcceleratorSpec) -> Accelerator:
     unified = spec.memory_kind is MemoryKind.UNIFIED
     known = accelerator.memory or MemoryPool(total_bytes=None)

@@ -123,6 +123,7 @@ def planned_accelerator(spec: AcceleratorSpec, index: int) -> Accelerator:
         else MemoryPool(total_bytes=total, bandwidth_bytes_per_s=spec.memory_bandwidth_bytes_per_s),
         fp16_flops_per_s=spec.fp16_flops_per_s,
         power_limit_w=spec.power_limit_w,
+        pcie=spec.pcie,
     )
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from provision.catalog import load_catalog
 from provision.cli.where import Where, machines
-from provision.probes import DEFAULT_MODEL_PATH, machine_of
+from provision.domain.hardware import DEFAULT_MODEL_PATH
+from provision.probes import machine_of
 from provision.probes.match import with_catalog
 
 FOLDER = Path(__file__).parent

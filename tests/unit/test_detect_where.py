@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -262,3 +264,14 @@ def test_bad_inventories_are_one_line_each(tmp_path: Path, name: str, text: str 
     assert name in error.value.message
     assert "\n" not in error.value.message
     assert error.value.hint
+
+
+def test_planning_loads_no_probe() -> None:
+    code = (
+        "import sys; from provision.cli import main\n"
+        "main(['plan', '--gpu', 'RTX 4090', '--ram', '64GiB', '--json'])\n"
+        "print([m for m in sys.modules if m.startswith('provision.probes')], file=sys.stderr)"
+    )
+    for _ in range(2):  # the first run may have to fill the cache
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
