@@ -29,7 +29,8 @@ from provision.domain.hardware import (
     Origin,
 )
 from provision.errors import InvalidFile, Unreachable, UsageError
-from provision.units import format_bytes, parse_bytes
+from provision.output.documents import RESULT_VERSION
+from provision.units import format_bandwidth, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from provision.catalog import Catalog
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from provision.probes.ssh import SshTarget
 
 _CARDS_MAX = 64
+_TIMEOUT_MAX_S = 3600
 
 Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="USER@HOST", help="A host over SSH. Repeatable.")]
 Inventory = Annotated[
@@ -111,7 +113,7 @@ def look(where: Where, catalog: Catalog) -> tuple[list[Machine], list[HostFailur
     found, failures = _found(where, catalog)
     if where.memory_platform:
         bandwidth = catalog.platform(where.memory_platform).bandwidth_bytes_per_s
-        found = [replace(one, memory=replace(one.memory, bandwidth_bytes_per_s=bandwidth)) for one in found]
+        found = [_with_host_bandwidth(one, bandwidth) for one in found]
     return found, failures
 
 
@@ -124,7 +126,20 @@ def parse_gpu(text: str) -> tuple[int, str]:
     return int(match[1] or 1), match[2]
 
 
+def _with_host_bandwidth(machine: Machine, bandwidth_bytes_per_s: float) -> Machine:
+    unified = next((card for card in machine.accelerators if card.memory_kind is MemoryKind.UNIFIED), None)
+    if unified and machine.memory.bandwidth_bytes_per_s:
+        raise UsageError(
+            f"the memory of {unified.name} is its own, at {format_bandwidth(machine.memory.bandwidth_bytes_per_s)}; "
+            "--memory-platform is for a host's",
+            hint="leave out --memory-platform",
+        )
+    return replace(machine, memory=replace(machine.memory, bandwidth_bytes_per_s=bandwidth_bytes_per_s))
+
+
 def _refuse_conflicts(where: Where) -> None:
+    if not 1 <= where.timeout_s <= _TIMEOUT_MAX_S:  # NaN fails both
+        raise UsageError(f"--timeout {where.timeout_s} is not within 1 to {_TIMEOUT_MAX_S} s", hint="--timeout 120")
     sources = {
         "--host": bool(where.hosts),
         "--inventory": bool(where.inventory),
@@ -182,12 +197,21 @@ def _from_file(name: str) -> list[Machine]:
 
     source, hint = ("standard input" if name == "-" else name), "provision detect --json > box.json"
     try:
-        document = json.loads(sys.stdin.read() if name == "-" else Path(name).read_bytes())
+        document = json.loads(sys.stdin.read() if name == "-" else _content(name))
     except OSError as error:
         raise InvalidFile(f"cannot read {source}: {error.strerror}", hint=hint) from error
     except (ValueError, RecursionError) as error:
         raise InvalidFile(f"{source} is not JSON: {error}", hint=hint) from error
     if isinstance(document, dict) and "provision_result_version" in document:
+        version = document["provision_result_version"]
+        if not isinstance(version, int):
+            raise InvalidFile(f"{source}: provision_result_version is not a number", hint=hint)
+        if version > RESULT_VERSION:
+            raise InvalidFile(
+                f"{source} is a result of version {version}; this provision reads up to version {RESULT_VERSION}",
+                hint="pip install --upgrade provision-llm",
+                code="newer-version",
+            )
         document = document.get("data")
     if isinstance(document, dict) and "machines" in document:
         document = document["machines"]
@@ -195,6 +219,14 @@ def _from_file(name: str) -> list[Machine]:
     if not entries or entries == [None]:
         raise InvalidFile(f"{source} holds no machine", hint=hint)
     return [validate(entry, Machine, source=source, hint=hint) for entry in entries]
+
+
+def _content(name: str) -> bytes:
+    """Of a regular file, or of one that the shell has opened for us (`--machine <(...)`): others may never end."""
+    path = Path(name)
+    if path.exists() and not path.is_file() and not name.startswith(("/dev/stdin", "/dev/fd/", "/proc/self/fd/")):
+        raise InvalidFile(f"{name} is not a regular file", hint="provision detect --json > box.json")
+    return path.read_bytes()
 
 
 def _planned(where: Where, catalog: Catalog) -> Machine:
@@ -237,6 +269,11 @@ def _planned_ram(ram: int | None, specs: Sequence[AcceleratorSpec]) -> tuple[int
                 message=f"the largest memory sold is assumed: {format_bytes(largest)}",
                 hint=f"--ram {round(largest / 2**30)}GiB",
             ),
+        )
+    unified = next((spec for spec in specs if spec.memory_kind is MemoryKind.UNIFIED), None)
+    if unified is not None:
+        raise UsageError(
+            f"{unified.name} is sold with memory of several sizes: which one?", hint="--ram 64GiB", code="ram-needed"
         )
     return None, (
         Finding(

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from datetime import date
 from enum import StrEnum
+from typing import Annotated
+
+from annotated_types import Ge, Gt
 
 from provision.domain.finding import Finding
 from provision.domain.record import record
@@ -15,6 +18,12 @@ DEFAULT_MODEL_PATH = "/usr/share/ollama/.ollama/models"
 """Where Ollama's service keeps its models; its nearest existing parent tells the free space."""
 DEFAULT_TIMEOUT_S = 30.0
 """For looking at one host."""
+
+# Of machines only: they come from files that anybody may have written. Checked where those are read.
+_Count = Annotated[int, Gt(0)]
+_Bytes = Annotated[int, Ge(0)]
+_Rate = Annotated[float, Gt(0)]
+_Watts = Annotated[float, Ge(0)]
 
 
 class MemoryKind(StrEnum):
@@ -62,9 +71,9 @@ class AcceleratorSpec:
 
 @record
 class MemoryPool:
-    total_bytes: int | None
-    available_bytes: int | None = None
-    bandwidth_bytes_per_s: float | None = None
+    total_bytes: _Count | None
+    available_bytes: _Bytes | None = None
+    bandwidth_bytes_per_s: _Rate | None = None
 
 
 @record
@@ -78,8 +87,8 @@ class Accelerator:
     memory_kind: MemoryKind = MemoryKind.DEDICATED
     memory: MemoryPool | None = None
     """The card's own pool; None for unified memory and where the driver says nothing."""
-    fp16_flops_per_s: float | None = None
-    power_limit_w: float | None = None
+    fp16_flops_per_s: _Rate | None = None
+    power_limit_w: _Watts | None = None
     uuid: str | None = None
     driver_version: str | None = None
     cuda_version: str | None = None
@@ -92,16 +101,16 @@ class Accelerator:
 class Cpu:
     model: str | None
     architecture: str | None
-    physical_cores: int | None = None
-    logical_cores: int | None = None
+    physical_cores: _Count | None = None
+    logical_cores: _Count | None = None
 
 
 @record
 class Disk:
     path: str
     """The directory asked about (the model path), not the mount point."""
-    total_bytes: int | None
-    free_bytes: int | None
+    total_bytes: _Bytes | None
+    free_bytes: _Bytes | None
 
 
 @record
@@ -116,7 +125,7 @@ class OperatingSystem:
 @record
 class InstalledModel:
     name: str
-    size_bytes: int | None
+    size_bytes: _Bytes | None
     digest: str | None = None
     quantization: str | None = None
 

@@ -17,5 +17,10 @@ T = TypeVar("T")
 def record(cls: type[T]) -> type[T]:
     """Frozen, slotted, keyword-only; unknown keys and wrong types are refused when pydantic validates it."""
     decorated = dataclass(frozen=True, slots=True, kw_only=True)(cls)
-    decorated.__pydantic_config__ = {"extra": "forbid", "strict": True, "use_attribute_docstrings": True}  # type: ignore[attr-defined]
+    decorated.__pydantic_config__ = {  # type: ignore[attr-defined]
+        "extra": "forbid",
+        "strict": True,
+        "allow_inf_nan": False,
+        "use_attribute_docstrings": True,
+    }
     return decorated

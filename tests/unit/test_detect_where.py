@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,7 +25,7 @@ from provision.probes.ssh import SshTarget, parse_target
 from provision.units import GIB, MIB
 
 
-def spec(id: str, name: str, memory_bytes: int, **more: object) -> AcceleratorSpec:
+def spec(id: str, name: str, memory_bytes: int | None, **more: object) -> AcceleratorSpec:
     fields = {
         "vendor": "nvidia", "device_class": "nvidia-gddr", "memory_kind": MemoryKind.DEDICATED, "provenance": {},
         "memory_bandwidth_bytes_per_s": 500e9, "reported_names": (name,),
@@ -39,6 +41,7 @@ CATALOG = Catalog(
             "nvidia-gb10", "NVIDIA GB10", 128 * GIB,
             memory_kind=MemoryKind.UNIFIED, memory_bandwidth_bytes_per_s=273e9, device_class="nvidia-unified",
         ),
+        spec("apple-m2-max", "Apple M2 Max", None, vendor="apple", memory_kind=MemoryKind.UNIFIED),
         spec("nvidia-rtx-3060", "NVIDIA GeForce RTX 3060", 12 * GIB, aliases=("RTX 3060",)),
         spec(
             "nvidia-rtx-4090", "NVIDIA GeForce RTX 4090", 24 * GIB, reported_memory_bytes=24564 * MIB,
@@ -134,6 +137,10 @@ def test_machine_without_accelerator() -> None:
         Where(gpus=["RTX 4091"]),
         Where(hosts=["-oProxyCommand=id"]),
         Where(hosts=["a"], ssh_key=Path("/nowhere/key")),
+        Where(timeout_s=float("nan")),
+        Where(timeout_s=float("inf")),
+        Where(gpus=["GB10"], memory_platform="ddr5-5600-2ch"),
+        Where(gpus=["M2 Max"]),
     ],
     ids=str,
 )
@@ -275,3 +282,60 @@ def test_planning_loads_no_probe() -> None:
     for _ in range(2):  # the first run may have to fill the cache
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_a_chip_sold_with_memory_of_many_sizes_asks_for_the_size() -> None:
+    with pytest.raises(UsageError) as error:
+        machines(Where(gpus=["M2 Max"]), CATALOG)
+    assert error.value.hint == "--ram 64GiB"
+    (box,) = machines(Where(gpus=["M2 Max"], ram="64GiB"), CATALOG)
+    assert box.pool_of(box.accelerators[0]) == MemoryPool(total_bytes=64 * GIB, bandwidth_bytes_per_s=500e9)
+
+
+_BOX = {"name": "b", "origin": "declared", "memory": {"total_bytes": 64 * GIB}}
+_CARD = {"index": 0, "vendor": "nvidia", "name": "X"}
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        (_BOX | {"memory": {"total_bytes": -5}}, "memory.total_bytes"),
+        (_BOX | {"memory": {"total_bytes": 0}}, "memory.total_bytes"),
+        *[
+            (_BOX | {"memory": {"total_bytes": 1, "bandwidth_bytes_per_s": number}}, "bandwidth_bytes_per_s")
+            for number in (0.0, -1.0, float("inf"), float("nan"))
+        ],
+        (_BOX | {"accelerators": [_CARD | {"fp16_flops_per_s": 0.0}]}, "accelerators.0.fp16_flops_per_s"),
+        (_BOX | {"disks": [{"path": "/", "total_bytes": 1, "free_bytes": -1}]}, "disks.0.free_bytes"),
+        ({"provision_result_version": 9, "data": {"machines": [_BOX]}}, "version 9"),
+        ({"provision_result_version": "x", "data": {"machines": [_BOX]}}, "provision_result_version"),
+    ],
+)
+def test_numbers_of_a_machine_file_are_possible_ones(tmp_path: Path, document: dict[str, object], told: str) -> None:
+    file = tmp_path / "box.json"
+    file.write_text(json.dumps(document))
+    with pytest.raises(InvalidFile, match=re.escape(told)):
+        machines(Where(machine_file=str(file)), CATALOG)
+
+
+def test_a_number_beyond_floats_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "box.json"
+    file.write_text(
+        json.dumps(_BOX | {"memory": {"total_bytes": 1, "bandwidth_bytes_per_s": 7}}).replace("7}", "1e999}")
+    )
+    with pytest.raises(InvalidFile, match="bandwidth_bytes_per_s"):
+        machines(Where(machine_file=str(file)), CATALOG)
+
+
+def test_a_pipe_is_read_only_where_the_shell_made_it(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(InvalidFile, match="not a regular file"):
+        machines(Where(machine_file=str(fifo)), CATALOG)
+    reader, writer = os.pipe()
+    os.write(writer, json.dumps(_BOX).encode())
+    os.close(writer)
+    try:
+        assert machines(Where(machine_file=f"/dev/fd/{reader}"), CATALOG)[0].name == "b"
+    finally:
+        os.close(reader)
