@@ -6,6 +6,7 @@ checked against the file before memory is taken for it.
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -36,7 +37,7 @@ _FILE_TYPES = {
 
 _TENSOR_BITS = {0: 32.0, 1: 16.0, 2: 4.5, 3: 5.0, 6: 5.5, 7: 6.0, 8: 8.5, 10: 2.625, 11: 3.4375, 12: 4.5, 13: 5.5,
                 14: 6.5625, 20: 4.5, 23: 4.25, 30: 16.0}  # fmt: skip
-"""Bits per weight of ggml tensor types."""
+"""Bits per weight of ggml tensor types, block scales included: type_size * 8 / block_size of ggml's type table."""
 
 _EMBEDDING_ARCHITECTURES = {"bert", "nomic-bert", "jina-bert-v2"}
 
@@ -123,6 +124,8 @@ def read_model(path: Path) -> tuple[ModelSpec, ModelBuild, Quantization]:
 def _read_header(path: Path) -> tuple[dict[str, object], dict[str, int], int | None]:
     """Metadata, tensor name to ggml type, and the length of the vocabulary."""
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its other end
+            raise InvalidFile(f"{path} is not a regular file", hint=_HINT)
         with path.open("rb") as stream:
             return _Reader(stream, path).header()
     except OSError as error:
@@ -152,15 +155,22 @@ class _Reader:
             metadata[key] = value
             if key == "tokenizer.ggml.tokens":
                 vocabulary = len(value) if isinstance(value, (list, range)) else None
-        types = {}
+        types, end = {}, 0
         for _ in range(tensors):
             name = self._string()
             dimensions = int(self._scalar("<I"))
             if dimensions > 8:
                 raise self._broken(f"tensor {name!r} has {dimensions} dimensions")
-            self._bytes(8 * dimensions)
+            weights = math.prod(int(self._scalar("<Q")) for _ in range(dimensions))
             types[name] = int(self._scalar("<I"))
-            self._bytes(8)
+            bits = _TENSOR_BITS.get(types[name], 0.0)  # of a type not known here at least the start is looked for
+            end = max(end, int(self._scalar("<Q")) + int(weights * bits) // 8)
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise self._broken(f"its alignment is {alignment}")
+        needed = -(-self._stream.tell() // alignment) * alignment + end
+        if tensors and self._size < needed:
+            raise self._broken(f"it ends inside the tensors: {self._size:,} bytes of {needed:,}")
         return metadata, types, vocabulary
 
     def _value(self, kind: int, depth: int) -> object:
