@@ -309,10 +309,28 @@ def _files(extra: Path | None, root: Path | None = None) -> list[_File]:
     ours = root or data_dir("catalog")
     mine = extra or user_data_dir() / "catalog"
     return [
-        (name, f"{name}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        (name, f"{name}/{path.relative_to(folder).as_posix()}", _content(path))
         for name, folder in (("catalog", ours), (str(mine), mine))
-        for path in sorted(folder.rglob("*.toml"))
+        for path in _paths(folder)
     ]
+
+
+def _paths(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.rglob("*.toml"))
+    except PermissionError:  # somebody else's home folder (sudo -u): nothing in it was written for us
+        return []
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise InvalidFile(f"{path} is not a regular file", hint=f"rename or remove {path}", code="invalid-catalog")
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidFile(
+            f"cannot read {path}: {error.strerror}", hint=f"correct or remove {path}", code="invalid-catalog"
+        ) from error
 
 
 def _assemble(files: list[_File], revision: str) -> Catalog:
@@ -364,13 +382,14 @@ def _entries(files: list[_File], report: Callable[[Finding], None]) -> Iterator[
                     # Through JSON, because only there strict mode takes arrays for tuples and text for dates and enums.
                     record = adapters[table].validate_json(json.dumps(item, default=str))
                 except ValidationError as error:
-                    name = " ".join(str(item[k]) for k in _TABLES[table][2] if k in item) or f"number {number}"
+                    given = item if isinstance(item, dict) else {}
+                    name = " ".join(str(given[k]) for k in _TABLES[table][2] if k in given) or f"number {number}"
                     for detail in sorted(error.errors(), key=lambda detail: detail["type"] == "missing"):
                         key = ".".join(str(part) for part in detail["loc"])
                         known = [f.name for f in fields(_TABLES[table][0])]
                         problem(
-                            f"{file}: [[{table}]] '{name}': {key}: {_reason(detail)}",
-                            _fix(detail, key, known),
+                            f"{file}: [[{table}]] '{name}': {f'{key}: ' if key else ''}{_reason(detail)}",
+                            _fix(detail, key, known) if key else f"write it as a table, [[{table}]]",
                         )
                 else:
                     yield _Entry(root, file, table, record)

@@ -161,6 +161,11 @@ BROKEN = {
         "correct memory_kind",
     ),
     "unknown-table": ("[[gpu]]\nid = 1\n", "cards.toml: 'gpu' is not a table of this file", "use [[accelerator]]"),
+    "no-tables": (
+        'accelerator = [1, "a"]\n',
+        "[[accelerator]] 'number 1': input should be an object, not 1",
+        "write it as a table, [[accelerator]]",
+    ),
     "not-toml": ("[[accelerator]\n", "cards.toml: not readable as TOML", "correct "),
 }
 
@@ -175,6 +180,27 @@ def test_broken_entry_is_one_line_with_file_entry_key_and_fix(mine, case):
     assert "\n" not in raised.value.message
     assert str(raised.value.hint).startswith(hint)
     assert check_catalog().errors
+
+
+def _folder(path):
+    path.mkdir()
+
+
+def _dangling_link(path):
+    path.symlink_to("nothing")
+
+
+def _pipe(path):
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("make", [_folder, _dangling_link, _pipe])
+def test_what_is_called_toml_and_cannot_be_read_is_one_line(mine, make):
+    make(mine / "a.toml")
+    with pytest.raises(InvalidFile) as raised:
+        load_catalog()
+    assert str(mine / "a.toml") in raised.value.message
+    assert raised.value.hint
 
 
 UNSOUND = [
