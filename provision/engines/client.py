@@ -24,6 +24,7 @@ ANSWER_TIMEOUT_S = 5.0
 STREAM_TIMEOUT_S = 600.0
 """Between two pieces of a stream: the first one may wait for a model to load and for a queue."""
 CONNECT_TIMEOUT_S = 5.0
+_OLLAMA_PORT = 11434
 
 
 class RequestFailed(Unreachable):
@@ -219,7 +220,7 @@ def unreachable(url: str, error: Exception) -> Unreachable:
     if isinstance(error, httpx.ConnectError):
         reason = str(error)
         if "refused" in reason.lower() or "all connection attempts failed" in reason.lower():
-            where = "systemctl status ollama" if is_loopback(url) else hint
+            where = "systemctl status ollama" if is_loopback(url) and urlsplit(url).port == _OLLAMA_PORT else hint
             return Unreachable(f"nothing listens at {url} (connection refused)", hint=where, code="connection-refused")
         if "CERTIFICATE_VERIFY_FAILED" in reason:
             return Unreachable(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from provision.errors import InvalidFile, Unreachable
 from provision.probes.ssh import SshTarget
 
 _TIMEOUT_S = 30
+_TOOL = Path(sys.executable).parent / "ansible-inventory"
+"""Ours; it need not be on the user's PATH."""
 
 
 def inventory_targets(
@@ -21,7 +24,7 @@ def inventory_targets(
 
     Raises InvalidFile when it is missing, malformed or empty.
     """
-    hint = f"ansible-inventory -i {shlex.quote(str(path))} --list"
+    hint = shlex.join([str(_TOOL), "-i", str(path), "--list"])
     if not path.exists():
         raise InvalidFile(f"there is no inventory {path}", hint="provision detect --host user@host")
     document = _listed(path, hint)
@@ -40,7 +43,6 @@ def inventory_targets(
 def _listed(path: Path, hint: str) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
     import subprocess
 
-    tool = Path(sys.executable).parent / "ansible-inventory"
     settings = {
         # A file that no parser takes is otherwise only a warning and an empty inventory.
         "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "1",
@@ -50,7 +52,7 @@ def _listed(path: Path, hint: str) -> dict[str, dict[str, dict[str, dict[str, ob
     }
     try:
         done = subprocess.run(
-            [tool, "--inventory", str(path), "--list"],
+            [_TOOL, "--inventory", str(path), "--list"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_TIMEOUT_S,
@@ -60,25 +62,27 @@ def _listed(path: Path, hint: str) -> dict[str, dict[str, dict[str, dict[str, ob
         document = json.loads(done.stdout) if done.returncode == 0 else None
     except FileNotFoundError:
         raise Unreachable(
-            f"there is no {tool.name} beside {sys.executable}", hint="pip install ansible-core", code="no-ansible"
+            f"there is no {_TOOL.name} beside {sys.executable}", hint="pip install ansible-core", code="no-ansible"
         ) from None
     except subprocess.TimeoutExpired:
         raise InvalidFile(f"reading inventory {path} took more than {_TIMEOUT_S} s", hint=hint) from None
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        raise InvalidFile(f"inventory {path}: {_reason(done.stderr.decode(errors='replace'))}", hint=hint)
+        raise InvalidFile(f"inventory {path}: {_reason(path, done.stderr.decode(errors='replace'))}", hint=hint)
     return document
 
 
-def _reason(stderr: str) -> str:
-    """The most telling of Ansible's lines: what a parser found, rather than that none was left."""
+def _reason(path: Path, stderr: str) -> str:
+    """What the parser that the file is meant for found; Ansible tries several and tells what each of them thinks."""
+    readers = ("script", "yaml", "ini") if path.suffix in (".yml", ".yaml", ".json") else ("script", "ini", "yaml")
+    for reader in readers:
+        told = re.search(rf"Failed to parse inventory with '{reader}' plugin: (.+)", stderr)
+        if told:
+            reason = re.sub(r"<class '[\w.]*?_?AnsibleTagged(\w+)'>", lambda kind: kind[1].lower(), told[1])
+            return reason.removeprefix("Failed to parse inventory: ").strip()[:300]
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    for words in ("error parsing", "Syntax error", "YAML parsing failed", "expected ", "Failed to parse", "ERROR"):
-        for line in lines:
-            if words.lower() in line.lower():
-                return line.removeprefix("[WARNING]:").removeprefix("[ERROR]:").removeprefix("ERROR!").strip()[:300]
-    return lines[-1][:300] if lines else "Ansible cannot read it"
+    return lines[-1].removeprefix("[ERROR]:").strip()[:300] if lines else "Ansible cannot read it"
 
 
 def _target(

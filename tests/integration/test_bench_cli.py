@@ -80,7 +80,9 @@ def test_nothing_there():
     run = run_cli("bench", "http://127.0.0.1:9", "--model", "x", "--json")
 
     assert run.code == 5
-    assert run.json["errors"][0]["code"] == "connection-refused"
+    (error,) = run.json["errors"]
+    assert error["code"] == "connection-refused"
+    assert error["hint"] == "curl -sv http://127.0.0.1:9/", "it need not be Ollama that is missing"
 
 
 def test_key_from_the_environment(monkeypatch, tmp_path):

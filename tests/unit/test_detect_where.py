@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -271,6 +272,26 @@ def test_bad_inventories_are_one_line_each(tmp_path: Path, name: str, text: str 
     assert name in error.value.message
     assert "\n" not in error.value.message
     assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("list.yml", "- a\n- b\n", "should be a dictionary, got: list"),
+        ("flow.yml", "all:\n  hosts: [a\n", "did not find expected ',' or ']'"),
+        ("hosts.yml", "all:\n  hosts:\n    - a\n", 'Invalid "hosts" entry for "all" group'),
+        ("words.ini", "a b c\n", "Expected key=value host variable assignment"),
+    ],
+)
+def test_of_what_all_parsers_say_the_one_that_matters_is_told(tmp_path: Path, name: str, text: str, told: str) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(InvalidFile) as error:
+        inventory_targets(file)
+    assert told in error.value.message
+    assert "plugin" not in error.value.message
+    tool, *_ = shlex.split(str(error.value.hint))
+    assert os.access(tool, os.X_OK), "the hint can be typed also where Ansible is not on PATH"
 
 
 def test_planning_loads_no_probe() -> None:
