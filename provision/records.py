@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import TypeVar
 
-from provision.errors import InvalidFile
+from provision.errors import InvalidFile, UsageError
 
 T = TypeVar("T")
 
@@ -29,18 +29,36 @@ def to_plain(value: object) -> object:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` atomically: readers see the old file or the new one, never a part. Raises InvalidFile."""
+    """Write `value` atomically: readers see the old file or the new one, never a part.
+
+    A link is followed, not replaced. A device or a pipe is written to as it is. Raises InvalidFile.
+    """
+    if str(path) == "-":
+        raise UsageError("-o writes to a file, not to '-'", hint="for standard output: --json")
     text = json.dumps(value, default=to_plain, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        if path.parts[:2] in (("/", "dev"), ("/", "proc")) or (path.exists() and not path.is_file()):
+            _write(path, text)
+            return
+        target = os.path.realpath(path)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=f".{os.path.basename(target)}.")
+        try:
+            _write(handle, text)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
     except OSError as error:
         raise InvalidFile(f"cannot write {path}: {error.strerror}", hint="give another path with -o") from error
+
+
+def _write(file: Path | int, text: str) -> None:
+    # What UTF-8 cannot hold (a file name that is not UTF-8) is written as \udcXX, which is its JSON form.
+    with open(file, "w", encoding="utf-8", errors="backslashreplace") as stream:
+        stream.write(text)
 
 
 def read_json(path: Path, kind: type[T], *, what: str, version_key: str, version: int, hint: str) -> T:
