@@ -141,7 +141,7 @@ def _rank(machine: Machine, candidate: Candidate, model: ModelSpec, quantization
         float(model.task is ModelTask.TEXT),
         float(resident),
         float(usable),
-        float(model.parameters or 0),
+        float(model.parameters or 0) if usable else 0.0,
         float(quantization.rank) if usable else 0.0,
         per_user,
         -float(candidate.weights_bytes),
