@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
-import os
 import random
 import re
 import time
@@ -39,6 +38,7 @@ from provision.engines.client import (
     unreachable,
 )
 from provision.errors import Interrupted, Unreachable, UsageError
+from provision.resources import user_data_dir
 
 if TYPE_CHECKING:
     import ssl
@@ -83,6 +83,7 @@ def run_bench(
     api_key: str | None = None,
     length_jitter_ratio: float | None = None,
     level_time_limit_s: float | None = None,
+    on_start: Callable[[str], None] | None = None,
     on_progress: Callable[[BenchProgress], None] | None = None,
     save: Callable[[BenchResult], None] | None = None,
 ) -> BenchResult:
@@ -91,8 +92,9 @@ def run_bench(
     Every prompt is new to the server and has about `prompt_tokens` by the server's count. Answers have
     `output_tokens`; with several users their lengths vary by `length_jitter_ratio` (None: 0 for one user, else 0.5).
     `context_tokens` is sent to Ollama only (None: what the loaded model has, if that is enough). After
-    `level_time_limit_s` a level starts no new request. `save` gets the result so far after every level and every few
-    seconds, from another thread, and a last time at the end, or on Ctrl-C with `complete=False`.
+    `level_time_limit_s` a level starts no new request. `on_start` gets the server's name of the model before the first
+    request, and may raise what speaks against measuring it. `save` gets the result so far after every level and every
+    few seconds, from another thread, and a last time at the end, or on Ctrl-C with `complete=False`.
 
     Raises Unreachable, UsageError (unknown model, numbers that cannot be), and Interrupted on Ctrl-C.
     """
@@ -109,6 +111,8 @@ def run_bench(
     jitter_ratio = max(_jitter_ratio(length_jitter_ratio, count) for count in users)
     longest = prompt_tokens + math.ceil(output_tokens * (1 + jitter_ratio))
     context = _context(engine, model, native, context_tokens, longest, api_key)
+    if on_start is not None:
+        on_start(model)
     run = _Run(
         engine=engine,
         model=model,
@@ -157,9 +161,8 @@ def choose_model(engine: RunningEngine, model: str | None) -> str:
 
 
 def default_result_path(model: str, started_at: datetime) -> Path:
-    """Where results go when no file is named: the user's data folder, created here."""
-    base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    folder = base / "provision" / "results"
+    """Where results go when no file is named: the user's data folder, created here. Raises OSError."""
+    folder = user_data_dir() / "results"
     folder.mkdir(parents=True, exist_ok=True)
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", model).strip("._") or "model"
     return folder / f"{started_at.astimezone(UTC):%Y%m%dT%H%M%SZ}-{safe}.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from provision.domain.finding import Finding
-from provision.errors import ExitCode, Interrupted, UsageError
+from provision.errors import ExitCode, Interrupted, InvalidFile, UsageError
 from provision.output.documents import Result
 from provision.units import format_bytes, format_seconds, format_tokens, format_tokens_per_s, parse_tokens
 
@@ -73,7 +74,10 @@ def command(
     if self_test:
         return _self_test(screen)
 
-    from provision.bench.run import default_result_path, run_bench
+    if fail_below is not None and not math.isfinite(fail_below):
+        raise UsageError(f"--fail-below {fail_below} is no speed", hint="--fail-below 20")
+
+    from provision.bench.run import run_bench
     from provision.records import write_json
 
     expected = None
@@ -86,10 +90,19 @@ def command(
         raise UsageError(f"the environment variable {api_key_env} is not set", hint=f"export {api_key_env}=...")
     started_at = datetime.now(UTC)
     path = output
+    candidate: Candidate | None = None
+
+    def check(model: str) -> None:
+        """Finds out before anything is measured whether the result can be judged and kept."""
+        nonlocal path, candidate
+        candidate = _planned(expected, model) if expected else None
+        if path is None:
+            path = _default_path(model, started_at, screen)
+        else:
+            _refuse_unwritable(path)
 
     def save(result: BenchResult) -> None:
-        nonlocal path
-        path = path or default_result_path(result.model, started_at)
+        assert path is not None
         write_json(path, result)
 
     with screen.progress() as progress, _naming_what_is_kept(lambda: path):
@@ -103,11 +116,50 @@ def command(
             context_tokens=None if context_length is None else _tokens("--context", context_length),
             api=api.value,
             api_key=api_key,
+            on_start=check,
             on_progress=lambda step: _tell(progress, step),
             save=save,
         )
     screen.note(f"saved to {path}")
-    return _outcome(result, fail_below, _planned(expected, result.model) if expected else None)
+    return _outcome(result, fail_below, candidate)
+
+
+def _default_path(model: str, started_at: datetime, screen: Screen) -> Path:
+    """In the user's data folder, or in a temporary one where that cannot be written (no home, read-only home)."""
+    from provision.bench.run import default_result_path
+
+    try:
+        path = default_result_path(model, started_at)
+        _try_writing(path.parent)
+    except OSError as error:
+        import tempfile
+
+        path = Path(tempfile.mkdtemp(prefix="provision-results-")) / "result.json"
+        screen.note(f"cannot write to the data folder ({error.strerror}), so the result goes to {path}")
+    return path
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Raises InvalidFile for a file that the result could not be written to after all the measuring."""
+    hint = "-o result.json"
+    if path.is_dir():
+        raise InvalidFile(f"cannot write {path}: it is a folder", hint=hint)
+    if str(path) == "-":
+        raise InvalidFile("-o takes a file; --json prints the result", hint="provision bench --json")
+    if path.exists() and not path.is_file():
+        return  # a device or a pipe: nothing is put beside it
+    try:
+        _try_writing(path.resolve().parent)
+    except OSError as error:
+        raise InvalidFile(f"cannot write {path}: {error.strerror}", hint=hint) from error
+
+
+def _try_writing(folder: Path) -> None:
+    """Raises OSError. Permission bits do not tell of read-only and full disks."""
+    import tempfile
+
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        stream.write(b"1")
 
 
 @contextmanager

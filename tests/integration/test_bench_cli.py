@@ -170,3 +170,44 @@ def test_self_test_fails_for_a_client_that_is_off(monkeypatch):
     assert run.code == 7
     assert {error["code"] for error in run.json["errors"]} == {"client-inaccurate"}
     assert not run.json["data"]["passed"]
+
+
+def _plan_for_another_model(tmp_path):
+    path = tmp_path / "plan.json"
+    run_cli("plan", "--gpu", "RTX 4090", "--ram", "64GiB", "--model", "llama3.1:8b", "-o", path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (lambda folder: ("-o", folder / "none" / "x.json"), 3, "cannot write"),
+        (lambda folder: ("-o", folder), 3, "it is a folder"),
+        (lambda folder: ("-o", "-"), 3, "-o takes a file"),
+        (lambda folder: ("--plan", _plan_for_another_model(folder)), 2, "the plan does not install"),
+        (lambda _: ("--fail-below", "nan"), 2, "--fail-below nan"),
+        (lambda _: ("--fail-below", "inf"), 2, "--fail-below inf"),
+    ],
+)
+def test_what_would_spoil_the_end_is_said_at_the_start(arguments, code, message, tmp_path):
+    with openai_server() as server:
+        run = run_cli("bench", server.url, "--json", *arguments(tmp_path), *SMALL)
+
+        assert server.bodies("/v1/chat/completions") == [], "nothing was measured"
+    assert run.code == code
+    (error,) = run.json["errors"]
+    assert message in error["message"]
+    assert error["hint"]
+
+
+def test_without_a_home_the_result_is_kept_all_the_same(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", "/dev/null/nowhere")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with openai_server() as server:
+        run = run_cli("bench", server.url, *SMALL)
+
+    assert run.code == 0
+    (path,) = tmp_path.glob("provision-results-*/result.json")
+    assert f"saved to {path}" in run.stderr
+    assert "cannot write to the data folder" in run.stderr
+    assert json.loads(path.read_text())["complete"]
