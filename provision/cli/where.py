@@ -95,7 +95,8 @@ def machines(where: Where, catalog: Catalog) -> list[Machine]:
     if failures:
         first = failures[0]
         raise Unreachable(first.message, hint=first.hint, code=first.code)
-    return found
+    # Of interest to who looks at the machine and to who installs on it (who is told again); sizing needs no service.
+    return [replace(one, findings=tuple(f for f in one.findings if f.code != "no-systemd")) for one in found]
 
 
 def one_machine(where: Where, catalog: Catalog) -> Machine:

@@ -16,6 +16,7 @@ import pytest
 
 from provision.catalog import Catalog
 from provision.cli.where import Where, look, machines, parse_gpu
+from provision.domain.finding import Finding
 from provision.domain.hardware import Accelerator, AcceleratorSpec, Machine, MemoryKind, MemoryPool, Origin
 from provision.domain.llm import MemoryPlatform, Tier
 from provision.errors import InvalidFile, Unreachable, UsageError
@@ -360,3 +361,11 @@ def test_a_pipe_is_read_only_where_the_shell_made_it(tmp_path: Path) -> None:
         assert machines(Where(machine_file=f"/dev/fd/{reader}"), CATALOG)[0].name == "b"
     finally:
         os.close(reader)
+
+
+def test_a_host_without_systemd_is_remarked_by_detect_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    remark = Finding(code="no-systemd", message="no service can be installed on it")
+    box = replace(detected("NVIDIA GeForce RTX 4090", 24564 * MIB), findings=(remark,))
+    monkeypatch.setattr("provision.probes.detect_local", lambda *_: box)
+    assert machines(Where(), CATALOG)[0].findings == ()
+    assert look(Where(), CATALOG)[0][0].findings == (remark,)
