@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from provision.domain.hardware import Machine
+from provision.domain.hardware import Machine, MemoryPool
 from provision.domain.llm import (
     AttentionLayers,
     EngineSpec,
@@ -133,15 +133,15 @@ def place(
     room; else as many layers as go, the rest and the output matrix in host memory. Always answers: whether it fits is
     `fits(estimate)`.
     """
-    parts = weight_parts(model, build, quantization)
-    usable = [i for i, a in enumerate(machine.accelerators) if _capacity(machine, i, basis) is not None]
-    if usable:
-        for subset in [[i] for i in usable] + ([usable] if len(usable) > 1 else []):
-            whole = _whole(machine, model, parts, engine, workload, basis, subset)
-            if whole is not None:
-                return whole
-        return _partial(machine, model, parts, engine, workload, basis, usable)
-    return _estimate(machine, model, parts, engine, workload, basis, {})
+    case = _Case(machine, model, weight_parts(model, build, quantization), engine, workload, basis)
+    usable = [index for index in range(len(machine.accelerators)) if case.capacity_bytes(index) is not None]
+    if not usable:
+        return _itemise(case, {})
+    for subset in [[index] for index in usable] + ([usable] if len(usable) > 1 else []):
+        whole = _whole(case, subset)
+        if whole is not None:
+            return whole
+    return _partial(case, usable)
 
 
 def fits(estimate: MemoryEstimate) -> bool:
@@ -154,149 +154,136 @@ def shortfall_bytes(estimate: MemoryEstimate) -> int:
     return sum(-d.headroom_bytes for d in estimate.devices if d.headroom_bytes is not None and d.headroom_bytes < 0)
 
 
-def _whole(
-    machine: Machine,
-    model: ModelSpec,
-    parts: WeightParts,
-    engine: EngineSpec,
-    workload: Workload,
-    basis: CapacityBasis,
-    subset: Sequence[int],
-) -> tuple[Placement, MemoryEstimate] | None:
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """What is placed where: the arguments that every step below needs."""
+
+    machine: Machine
+    model: ModelSpec
+    parts: WeightParts
+    engine: EngineSpec
+    workload: Workload
+    basis: CapacityBasis
+
+    def capacity_bytes(self, index: int) -> int | None:
+        """Of one accelerator, on the basis asked for."""
+        return self.room_in(self.machine.pool_of(self.machine.accelerators[index]))
+
+    def room_in(self, pool: MemoryPool) -> int | None:
+        available = self.basis == "available" and pool.available_bytes is not None
+        return pool.available_bytes if available else pool.total_bytes
+
+    @property
+    def kv_bytes(self) -> float:
+        if self.model.task is ModelTask.EMBEDDING:
+            return 0.0  # an encoder sees the whole input at once and keeps nothing
+        return sum(kv_bytes(group, self.workload, self.engine) for group in self.model.layers)
+
+    @property
+    def state_bytes(self) -> int:
+        groups = (group for group in self.model.layers if isinstance(group, StateLayers))
+        return sum(group.count * group.state_bytes_per_sequence for group in groups) * self.workload.users
+
+    @property
+    def overhead_bytes(self) -> int:
+        """The runtime's context on a device, or what the engine leaves free for it."""
+        return max(self.engine.device_overhead_bytes, self.engine.device_reserve_bytes)
+
+    def compute_bytes(self, *, with_output: bool, devices: int = 1) -> int:
+        return compute_bytes(self.model, self.workload, self.engine, with_output=with_output, devices=devices)
+
+
+def _whole(case: _Case, subset: Sequence[int]) -> tuple[Placement, MemoryEstimate] | None:
     """All layers and the output on the accelerators of `subset`, or None where they do not hold them."""
-    room = _room(machine, model, parts, engine, workload, basis, subset, with_output=True)
-    split = _proportional(model.layer_count, room)
-    placement, estimate = _estimate(
-        machine, model, parts, engine, workload, basis, dict(zip(subset, split, strict=True))
-    )
+    rooms = _rooms(case, subset, with_output=True)
+    layers = dict(zip(subset, _proportional(case.model.layer_count, rooms), strict=True))
+    placement, estimate = _itemise(case, layers)
     # Rounding can overload one card while another has room: move layers one by one.
-    for _ in range(model.layer_count):
-        short = {d.device: d.headroom_bytes for d in estimate.devices if d.device != "host"}
-        worst = min(subset, key=lambda i: short.get(f"gpu{i}") or 0)
-        best = max(subset, key=lambda i: short.get(f"gpu{i}") or 0)
-        if (short.get(f"gpu{worst}") or 0) >= 0 or worst == best:
+    while shortfall_bytes(estimate) and len(subset) > 1:
+        headroom = {d.device: d.headroom_bytes or 0 for d in estimate.devices}
+        worst = min(subset, key=lambda i: headroom.get(f"gpu{i}", 0))
+        best = max(subset, key=lambda i: headroom.get(f"gpu{i}", 0))
+        if worst == best or not layers[worst]:
             break
-        layers = dict(zip(subset, placement.split, strict=True)) if len(subset) == len(placement.split) else None
-        if layers is None or layers[worst] == 0:
+        moved = layers | {worst: layers[worst] - 1, best: layers[best] + 1}
+        tried = _itemise(case, moved)
+        if shortfall_bytes(tried[1]) >= shortfall_bytes(estimate):
             break
-        layers[worst] -= 1
-        layers[best] += 1
-        moved = _estimate(machine, model, parts, engine, workload, basis, layers)
-        if shortfall_bytes(moved[1]) >= shortfall_bytes(estimate):
-            break
-        placement, estimate = moved
-    accelerators_fit = all(
-        d.headroom_bytes is None or d.headroom_bytes >= 0 for d in estimate.devices if d.device != "host"
-    )
-    return (placement, estimate) if accelerators_fit else None
+        layers, (placement, estimate) = moved, tried
+    on_accelerators = [d.headroom_bytes for d in estimate.devices if d.device != "host"]
+    return (placement, estimate) if all(h is None or h >= 0 for h in on_accelerators) else None
 
 
-def _partial(
-    machine: Machine,
-    model: ModelSpec,
-    parts: WeightParts,
-    engine: EngineSpec,
-    workload: Workload,
-    basis: CapacityBasis,
-    usable: Sequence[int],
-) -> tuple[Placement, MemoryEstimate]:
-    """As many layers as the accelerators hold; the rest in host memory. None at all where the engine can't split so."""
-    per_layer = parts.layer_bytes + _kv_per_layer(model, workload, engine)
-    room = _room(machine, model, parts, engine, workload, basis, usable, with_output=False)
-    layers = {i: max(0, int(r // per_layer)) for i, r in zip(usable, room, strict=True)}
-    excess = sum(layers.values()) - model.layer_count
-    for i in usable:
-        if excess <= 0:
-            break
-        taken = min(excess, layers[i])
-        layers[i] -= taken
+def _partial(case: _Case, usable: Sequence[int]) -> tuple[Placement, MemoryEstimate]:
+    """As many layers as the accelerators hold, the rest and the output in host memory.
+
+    At least one layer stays on the host: were all on accelerators but the output not, each token would stream the
+    output matrix from the host, which costs about as much.
+    """
+    per_layer = case.parts.layer_bytes + case.kv_bytes / case.model.layer_count
+    rooms = _rooms(case, usable, with_output=False)
+    layers = {index: int(room // per_layer) for index, room in zip(usable, rooms, strict=True)}
+    excess = sum(layers.values()) - (case.model.layer_count - 1)
+    for index in usable:
+        taken = max(0, min(excess, layers[index]))
+        layers[index] -= taken
         excess -= taken
-    return _estimate(machine, model, parts, engine, workload, basis, layers, output_on_host=True)
+    return _itemise(case, layers, output_on_host=True)
 
 
-def _estimate(
-    machine: Machine,
-    model: ModelSpec,
-    parts: WeightParts,
-    engine: EngineSpec,
-    workload: Workload,
-    basis: CapacityBasis,
-    layers: dict[int, int],
-    *,
-    output_on_host: bool = False,
-) -> tuple[Placement, MemoryEstimate]:
-    """Itemise a given number of layers per accelerator."""
-    kv = sum(kv_bytes(group, workload, engine) for group in model.layers)
-    if model.task is ModelTask.EMBEDDING:
-        kv = 0.0  # an encoder sees the whole input at once and keeps nothing
-    state = (
-        sum(g.count * g.state_bytes_per_sequence for g in model.layers if isinstance(g, StateLayers)) * workload.users
-    )
-    total_layers = model.layer_count
-    in_use = {i: n for i, n in layers.items() if n > 0}
-    on_gpu = sum(in_use.values())
-    last = max(in_use, default=None)
-    output_on_gpu = last is not None and not output_on_host
-    devices: list[DeviceMemory] = []
-    for index, count in in_use.items():
-        with_output = output_on_gpu and index == last
-        devices.append(
-            _device(
-                machine,
-                index,
-                basis,
-                weights=parts.layer_bytes * count + (parts.output_bytes if with_output else 0),
-                kv=kv * count / total_layers,
-                state=state * count / total_layers,
-                compute=compute_bytes(model, workload, engine, with_output=with_output, devices=len(in_use)),
-                overhead=max(engine.device_overhead_bytes, engine.device_reserve_bytes),
-            )
-        )
-    rest = total_layers - on_gpu
-    host_output = 0 if output_on_gpu or parts.tied else parts.output_bytes
-    devices.append(
-        _host(
-            machine,
-            basis,
-            weights=parts.embedding_bytes + parts.layer_bytes * rest + host_output,
-            kv=kv * rest / total_layers,
-            state=state * rest / total_layers,
-            # With everything on accelerators the host only stages a step's inputs.
-            compute=compute_bytes(model, workload, engine, with_output=not output_on_gpu)
-            if rest
-            else engine.batch_tokens * model.hidden_size * 4,
-            shared=sum(d.total_bytes for d, i in zip(devices, in_use, strict=True) if _is_unified(machine, i)),
-        )
-    )
-    placement = Placement(
-        gpu_layers=on_gpu,
-        layers=total_layers,
-        tensor_parallel=1,
-        split=tuple(layers.get(i, 0) for i in range(len(machine.accelerators))) if in_use else (),
-    )
-    return placement, MemoryEstimate(devices=tuple(devices), total_bytes=sum(d.total_bytes for d in devices))
-
-
-def _room(
-    machine: Machine,
-    model: ModelSpec,
-    parts: WeightParts,
-    engine: EngineSpec,
-    workload: Workload,
-    basis: CapacityBasis,
-    subset: Sequence[int],
-    *,
-    with_output: bool,
-) -> list[float]:
+def _rooms(case: _Case, subset: Sequence[int], *, with_output: bool) -> list[float]:
     """Bytes each accelerator has for layers and their cache, after its fixed costs; the last one holds the output."""
     rooms = []
     for index in subset:
         output = with_output and index == subset[-1]
-        fixed = max(engine.device_overhead_bytes, engine.device_reserve_bytes)
-        fixed += compute_bytes(model, workload, engine, with_output=output, devices=len(subset))
-        capacity = _capacity(machine, index, basis) or 0
-        rooms.append(max(0.0, capacity - fixed - (parts.output_bytes if output else 0)))
+        fixed = case.overhead_bytes + case.compute_bytes(with_output=output, devices=len(subset))
+        matrix = case.parts.output_bytes if output else 0
+        rooms.append(max(0.0, (case.capacity_bytes(index) or 0) - fixed - matrix))
     return rooms
+
+
+def _itemise(case: _Case, layers: dict[int, int], *, output_on_host: bool = False) -> tuple[Placement, MemoryEstimate]:
+    """The bill for a given number of layers per accelerator, the rest on the host."""
+    parts, total = case.parts, case.model.layer_count
+    in_use = {index: count for index, count in layers.items() if count > 0}
+    last = None if output_on_host else max(in_use, default=None)
+    devices = []
+    for index, count in in_use.items():
+        devices.append(
+            _device(
+                f"gpu{index}",
+                case.machine.accelerators[index].name,
+                case.capacity_bytes(index),
+                weights=parts.layer_bytes * count + (parts.output_bytes if index == last else 0),
+                kv=case.kv_bytes * count / total,
+                state=case.state_bytes * count / total,
+                compute=case.compute_bytes(with_output=index == last, devices=len(in_use)),
+                overhead=case.overhead_bytes,
+            )
+        )
+    on_accelerators = sum(in_use.values())
+    rest = total - on_accelerators
+    # With everything on accelerators the host only stages a step's inputs.
+    staging = case.engine.batch_tokens * case.model.hidden_size * 4
+    unified = [d for d, index in zip(devices, in_use, strict=True) if _is_unified(case.machine, index)]
+    devices.append(
+        _device(
+            "host",
+            "host memory",
+            case.room_in(case.machine.memory),
+            weights=parts.embedding_bytes
+            + parts.layer_bytes * rest
+            + (0 if last is not None or parts.tied else parts.output_bytes),
+            kv=case.kv_bytes * rest / total,
+            state=case.state_bytes * rest / total,
+            compute=case.compute_bytes(with_output=last is None) if rest else staging,
+            overhead=0,
+            shared=sum(device.total_bytes for device in unified),
+        )
+    )
+    split = tuple(layers.get(index, 0) for index in range(len(case.machine.accelerators))) if in_use else ()
+    placement = Placement(gpu_layers=on_accelerators, layers=total, tensor_parallel=1, split=split)
+    return placement, MemoryEstimate(devices=tuple(devices), total_bytes=sum(d.total_bytes for d in devices))
 
 
 def _proportional(count: int, weights: Sequence[float]) -> list[int]:
@@ -310,55 +297,15 @@ def _proportional(count: int, weights: Sequence[float]) -> list[int]:
     return shares
 
 
-def _kv_per_layer(model: ModelSpec, workload: Workload, engine: EngineSpec) -> float:
-    return sum(kv_bytes(group, workload, engine) for group in model.layers) / model.layer_count
-
-
-def _capacity(machine: Machine, index: int, basis: CapacityBasis) -> int | None:
-    pool = machine.pool_of(machine.accelerators[index])
-    return pool.available_bytes if basis == "available" and pool.available_bytes is not None else pool.total_bytes
-
-
-def _device(
-    machine: Machine,
-    index: int,
-    basis: CapacityBasis,
-    *,
-    weights: float,
-    kv: float,
-    state: float,
-    compute: int,
-    overhead: int,
-) -> DeviceMemory:
-    return _memory(
-        f"gpu{index}",
-        machine.accelerators[index].name,
-        _capacity(machine, index, basis),
-        weights,
-        kv,
-        state,
-        compute,
-        overhead,
-    )
-
-
-def _host(
-    machine: Machine, basis: CapacityBasis, *, weights: float, kv: float, state: float, compute: int, shared: int
-) -> DeviceMemory:
-    """The host's share; `shared` bytes of the same pool are already taken by accelerators with unified memory."""
-    pool = machine.memory
-    capacity = pool.available_bytes if basis == "available" and pool.available_bytes is not None else pool.total_bytes
-    return _memory("host", "host memory", capacity, weights, kv, state, compute, 0, shared)
-
-
 def _is_unified(machine: Machine, index: int) -> bool:
     return machine.pool_of(machine.accelerators[index]) is machine.memory
 
 
-def _memory(
+def _device(
     device: str,
     name: str,
     capacity: int | None,
+    *,
     weights: float,
     kv: float,
     state: float,
@@ -366,6 +313,7 @@ def _memory(
     overhead: int,
     shared: int = 0,
 ) -> DeviceMemory:
+    """One row; `shared` bytes of the same pool are already taken by accelerators with unified memory."""
     rounded = (ceil(weights), ceil(kv), ceil(state), compute, overhead)
     total = sum(rounded)
     return DeviceMemory(
