@@ -95,8 +95,7 @@ def machines(where: Where, catalog: Catalog) -> list[Machine]:
     if failures:
         first = failures[0]
         raise Unreachable(first.message, hint=first.hint, code=first.code)
-    # Of interest to who looks at the machine and to who installs on it (who is told again); sizing needs no service.
-    return [replace(one, findings=tuple(f for f in one.findings if f.code != "no-systemd")) for one in found]
+    return found
 
 
 def one_machine(where: Where, catalog: Catalog) -> Machine:
@@ -105,7 +104,8 @@ def one_machine(where: Where, catalog: Catalog) -> Machine:
     if len(found) > 1:
         names = ", ".join(one.name for one in found)
         raise UsageError(f"{len(found)} machines are named ({names}); size one at a time", hint="--host USER@HOST")
-    return found[0]
+    # Of interest to who looks at the machine and to who installs on it (who is told again); sizing needs no service.
+    return replace(found[0], findings=tuple(f for f in found[0].findings if f.code != "no-systemd"))
 
 
 def look(where: Where, catalog: Catalog) -> tuple[list[Machine], list[HostFailure]]:

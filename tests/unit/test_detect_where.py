@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from provision.catalog import Catalog
-from provision.cli.where import Where, look, machines, parse_gpu
+from provision.cli.where import Where, look, machines, one_machine, parse_gpu
 from provision.domain.finding import Finding
 from provision.domain.hardware import Accelerator, AcceleratorSpec, Machine, MemoryKind, MemoryPool, Origin
 from provision.domain.llm import MemoryPlatform, Tier
@@ -367,5 +367,5 @@ def test_a_host_without_systemd_is_remarked_by_detect_alone(monkeypatch: pytest.
     remark = Finding(code="no-systemd", message="no service can be installed on it")
     box = replace(detected("NVIDIA GeForce RTX 4090", 24564 * MIB), findings=(remark,))
     monkeypatch.setattr("provision.probes.detect_local", lambda *_: box)
-    assert machines(Where(), CATALOG)[0].findings == ()
+    assert one_machine(Where(), CATALOG).findings == ()
     assert look(Where(), CATALOG)[0][0].findings == (remark,)
