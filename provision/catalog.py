@@ -14,7 +14,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from datetime import date, timedelta
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -24,7 +23,7 @@ import provision
 from provision.domain import hardware as _hardware
 from provision.domain import llm as _llm
 from provision.domain.finding import Finding
-from provision.domain.hardware import AcceleratorSpec, MemoryKind
+from provision.domain.hardware import AcceleratorSpec
 from provision.domain.llm import (
     Claim,
     Efficiency,
@@ -42,7 +41,6 @@ from provision.resources import cache_dir, data_dir, user_data_dir
 
 _T = TypeVar("_T", Quantization, EngineSpec, Tier, MemoryPlatform, Source)
 
-_STALE_AFTER = timedelta(days=180)
 
 _TABLES: dict[str, tuple[type, str, tuple[str, ...]]] = {
     "accelerator": (AcceleratorSpec, "accelerators", ("id",)),
@@ -94,10 +92,10 @@ class Catalog:
 
     def model(self, name: str) -> ModelSpec:
         """By id, alias, or the tag of one of its builds; case and a trailing `:latest` do not matter."""
-        found = self._models.get(_fold_model(name))
+        found = self._models.get(fold_model(name))
         if found is None:
-            nearest = _nearest(_fold_model(name), self._models, lambda spec: spec.id)
-            raise _unknown("model", name, nearest, "provision catalog list models")
+            near = nearest(fold_model(name), self._models, lambda spec: spec.id)
+            raise _unknown("model", name, near, "provision catalog list models")
         return found
 
     def builds_of(self, model: str) -> tuple[ModelBuild, ...]:
@@ -123,14 +121,14 @@ class Catalog:
 
         A name that several memory sizes share ("RTX 4060 Ti") raises UsageError `ambiguous-gpu`.
         """
-        found = self._accelerators.get(_fold_hardware(name), ())
+        found = self.accelerators_by_name.get(fold_hardware(name), ())
         if len(found) == 1:
             return found[0]
         if found:
             choice = " or ".join(f'"{_typed(spec)}"' for spec in found)
             raise UsageError(f"'{name}' is more than one card", hint=f"which one: {choice}", code="ambiguous-gpu")
-        nearest = _nearest(_fold_hardware(name), self._accelerators, lambda specs: f'"{_typed(specs[0])}"')
-        raise _unknown("gpu", name, nearest, "provision catalog list hardware")
+        near = nearest(fold_hardware(name), self.accelerators_by_name, lambda specs: f'"{_typed(specs[0])}"')
+        raise _unknown("gpu", name, near, "provision catalog list hardware")
 
     def quantization(self, name: str) -> Quantization:
         return self._one("quantization", name, self._quantizations, "provision catalog list quantizations")
@@ -151,14 +149,14 @@ class Catalog:
     def _one(self, kind: str, name: str, index: Mapping[str, _T], listing: str) -> _T:
         found = index.get(_fold(name))
         if found is None:
-            raise _unknown(kind, name, _nearest(_fold(name), index, lambda entry: entry.id), listing)
+            raise _unknown(kind, name, nearest(_fold(name), index, lambda entry: entry.id), listing)
         return found
 
     @cached_property
     def _models(self) -> dict[str, ModelSpec]:
         by_id = {model.id: model for model in self.models}
-        tags = {_fold_model(b.ollama_tag): by_id[b.model] for b in self.builds if b.ollama_tag and b.model in by_id}
-        return tags | {_fold_model(name): model for model in self.models for name in (*model.aliases, model.id)}
+        tags = {fold_model(b.ollama_tag): by_id[b.model] for b in self.builds if b.ollama_tag and b.model in by_id}
+        return tags | {fold_model(name): model for model in self.models for name in (*model.aliases, model.id)}
 
     @cached_property
     def _builds(self) -> dict[str, tuple[ModelBuild, ...]]:
@@ -168,11 +166,11 @@ class Catalog:
         return {model: tuple(builds) for model, builds in groups.items()}
 
     @cached_property
-    def _accelerators(self) -> dict[str, tuple[AcceleratorSpec, ...]]:
+    def accelerators_by_name(self) -> dict[str, tuple[AcceleratorSpec, ...]]:
         names: dict[str, dict[str, AcceleratorSpec]] = defaultdict(dict)
         for spec in self.accelerators:
             for name in _names_of(spec):
-                names[_fold_hardware(name)][spec.id] = spec
+                names[fold_hardware(name)][spec.id] = spec
         return {name: tuple(specs.values()) for name, specs in names.items()}
 
     @cached_property
@@ -201,7 +199,7 @@ def load_catalog(extra: Path | None = None) -> Catalog:
 
     Raises InvalidFile with one line that names file, entry, key and fix.
     """
-    files = _files(extra)
+    files = files_of(extra)
     content = blake2b(digest_size=16)
     for root, path, data in files:
         content.update(f"{root}\0{path}\0{len(data)}\0".encode())
@@ -218,39 +216,6 @@ def load_catalog(extra: Path | None = None) -> Catalog:
         catalog = _assemble(files, revision)
         _write_cache(cached, catalog)
     return catalog
-
-
-@dataclass(frozen=True, kw_only=True)
-class CatalogReport:
-    errors: tuple[Finding, ...]
-    warnings: tuple[Finding, ...]
-
-
-def check_catalog(extra: Path | None = None, *, root: Path | None = None, today: date | None = None) -> CatalogReport:
-    """Every rule of catalog/README.md over our files (or those in `root`) and the user's.
-
-    Errors: wrong types and unknown keys, a number without provenance, unknown and unused sources, entries out of order,
-    duplicates, a name that means two entries, references to what is not there. Warnings: sources not checked for 180
-    days. Files that do not validate are reported alone, because nothing else can be said of them.
-    """
-    files = _files(extra, root)
-    problems: list[Finding] = []
-    entries = list(_entries(files, problems.append))
-    catalog = _merged(entries, "check")
-    if not problems:
-        for rule in (_unsorted, _without_provenance, _broken_references, _ambiguous):
-            problems += [Finding(code="invalid-catalog", message=m, hint=h) for m, h in rule(entries, catalog)]
-    limit = (today or date.today()) - _STALE_AFTER
-    warnings = tuple(
-        Finding(
-            code="stale-source",
-            message=f"source '{source.id}' was last checked on {source.checked_on}",
-            hint=f"look at {source.url or source.title} again and set checked_on",
-        )
-        for source in catalog.sources
-        if source.checked_on < limit
-    )
-    return CatalogReport(errors=tuple(problems), warnings=warnings)
 
 
 def schema(name: str) -> dict[str, object]:
@@ -290,7 +255,7 @@ _File = tuple[str, str, bytes]
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     root: str
     file: str
     table: str
@@ -305,7 +270,7 @@ class _Entry:
         return f"{self.file}: [[{self.table}]] '{' '.join(str(part) for part in self.key if part is not None)}'"
 
 
-def _files(extra: Path | None, root: Path | None = None) -> list[_File]:
+def files_of(extra: Path | None, root: Path | None = None) -> list[_File]:
     ours = root or data_dir("catalog")
     mine = extra or user_data_dir() / "catalog"
     return [
@@ -335,24 +300,22 @@ def _content(path: Path) -> bytes:
 
 def _assemble(files: list[_File], revision: str) -> Catalog:
     problems: list[Finding] = []
-    entries = list(_entries(files, problems.append))
+    entries = list(entries_of(files, problems.append))
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise InvalidFile(problems[0].message + more, hint=problems[0].hint, code="invalid-catalog")
-    return _merged(entries, revision)
+    return merged(entries, revision)
 
 
-def _merged(entries: Iterable[_Entry], revision: str) -> Catalog:
+def merged(entries: Iterable[Entry], revision: str) -> Catalog:
     tables: dict[str, dict[tuple[Any, ...], Any]] = defaultdict(dict)
     for entry in entries:
         tables[_TABLES[entry.table][1]][entry.key] = entry.record
-    sets = {
-        name: tuple(record for _, record in sorted(records.items(), key=_order)) for name, records in tables.items()
-    }
+    sets = {name: tuple(record for _, record in sorted(records.items(), key=order)) for name, records in tables.items()}
     return Catalog(revision=revision, **sets)
 
 
-def _entries(files: list[_File], report: Callable[[Finding], None]) -> Iterator[_Entry]:
+def entries_of(files: list[_File], report: Callable[[Finding], None]) -> Iterator[Entry]:
     """All valid entries; what is not valid is reported and left out."""
     import json
     import tomllib
@@ -392,7 +355,7 @@ def _entries(files: list[_File], report: Callable[[Finding], None]) -> Iterator[
                             _fix(detail, key, known) if key else f"write it as a table, [[{table}]]",
                         )
                 else:
-                    yield _Entry(root, file, table, record)
+                    yield Entry(root, file, table, record)
 
 
 def _allowed_tables(root: str, file: str) -> tuple[str, ...]:
@@ -427,107 +390,9 @@ def _fix(detail: Mapping[str, Any], key: str, known: list[str]) -> str:
     return f"correct {key}"
 
 
-# Rules of `check`: each gives pairs of message and fix.
-
-
-_Problems = Iterator[tuple[str, str]]
-
-
-def _unsorted(entries: list[_Entry], _catalog: Catalog) -> _Problems:
-    seen: dict[tuple[str, str, tuple[Any, ...]], str] = {}
-    before: dict[tuple[str, str], _Entry] = {}
-    for entry in entries:
-        known = (entry.root, entry.table, entry.key)
-        if known in seen:
-            yield f"{entry.label} is there twice, also in {seen[known]}", "remove one"
-        seen[known] = entry.file
-        last = before.get((entry.file, entry.table))
-        if last is not None and _order((entry.key, entry)) < _order((last.key, last)):
-            yield f"{entry.label} is out of order", f"move it before {last.label.split(': ')[1]}"
-        else:
-            before[entry.file, entry.table] = entry
-
-
-def _order(item: tuple[tuple[Any, ...], object]) -> tuple[tuple[bool, Any], ...]:
+def order(item: tuple[tuple[Any, ...], object]) -> tuple[tuple[bool, Any], ...]:
     """Sort key of a pair of key and record; what is not given comes first."""
     return tuple((part is not None, part) for part in item[0])
-
-
-def _without_provenance(entries: list[_Entry], _catalog: Catalog) -> _Problems:
-    for entry in entries:
-        provenance = getattr(entry.record, "provenance", None)
-        if provenance is None:
-            continue
-        names = {field.name for field in fields(entry.record)}
-        for name in sorted(names):
-            value = getattr(entry.record, name)
-            is_number = isinstance(value, int | float | date) and not isinstance(value, bool)
-            if (is_number or name == "layers") and name not in provenance and "*" not in provenance:
-                yield f"{entry.label}: {name} has no source", f'add provenance.{name} = "SOURCE-ID"'
-        for name in sorted(provenance.keys() - names - {"*"}):
-            yield f"{entry.label}: provenance.{name} is of no key here", f"remove provenance.{name}"
-
-
-def _broken_references(entries: list[_Entry], catalog: Catalog) -> _Problems:
-    known = {
-        "source": {entry.id for entry in catalog.sources},
-        "accelerator": {entry.id for entry in catalog.accelerators},
-        "model": {entry.id for entry in catalog.models},
-        "quantization": {entry.id for entry in catalog.quantizations},
-        "platform": {entry.id for entry in catalog.platforms},
-        "tier": {entry.id for entry in catalog.tiers},
-        "engine": {entry.id for entry in catalog.engines} | {"any"},
-    }
-    used = set()
-    for entry in entries:
-        for kind, name in _references(entry.record):
-            if kind == "source":
-                used.add(name)
-            if name not in known[kind]:
-                near = _nearest(name, {k: k for k in known[kind]}, str)
-                yield f"{entry.label}: there is no {kind} '{name}'", f"use {near[0]}" if near else f"add the {kind}"
-    builds = {(build.model, build.quantization) for build in catalog.builds}
-    for entry in entries:
-        if entry.table == "claim" and entry.record.quantization:
-            pair = (entry.record.model, entry.record.quantization)
-            if pair not in builds:
-                yield f"{entry.label}: there is no build {pair[0]} {pair[1]}", "add the [[build]]"
-        if entry.table == "source" and entry.record.id not in used:
-            yield f"{entry.label} is used by nothing", "remove it"
-
-
-def _references(record: Any) -> Iterator[tuple[str, str]]:
-    for source in getattr(record, "provenance", {}).values():
-        yield "source", source
-    for name in ("source", "verdict_source", "ollama_tag_source", "model", "quantization", "tier", "engine"):
-        value = getattr(record, name, None)
-        if isinstance(value, str):
-            yield "source" if name.endswith("source") else name, value
-    if isinstance(record, Price):
-        yield "accelerator", record.hardware
-    if isinstance(record, Tier):
-        for option in (record.accelerators, *record.alternatives):
-            yield from (("accelerator", name) for name in option)
-        if record.memory_platform:
-            yield "platform", record.memory_platform
-
-
-def _ambiguous(entries: list[_Entry], catalog: Catalog) -> _Problems:
-    """Names of two entries. Only a reported name may be shared: by cards of different size, or by Apple's chips."""
-    labels = {entry.record.id: entry.label for entry in entries if entry.table in ("accelerator", "model")}
-    for name, specs in catalog._accelerators.items():
-        if len(specs) < 2:
-            continue
-        reported = all(name in {_fold_hardware(r) for r in (s.name, *s.reported_names)} for s in specs)
-        dedicated = [spec.memory_bytes for spec in specs if spec.memory_kind is MemoryKind.DEDICATED]
-        if not reported or len(set(dedicated)) < len(dedicated):
-            others = ", ".join(f"'{spec.id}'" for spec in specs[1:])
-            yield f"{labels[specs[0].id]}: the name '{name}' also means {others}", "make the aliases differ"
-    owners: dict[str, str] = {}
-    for model in catalog.models:
-        for alias in {_fold_model(text) for text in (model.id, *model.aliases)}:
-            if owners.setdefault(alias, model.id) != model.id:
-                yield f"{labels[model.id]}: '{alias}' also means '{owners[alias]}'", "make the aliases differ"
 
 
 # Names
@@ -541,11 +406,11 @@ def _fold(name: str) -> str:
     return name.strip().casefold()
 
 
-def _fold_model(name: str) -> str:
+def fold_model(name: str) -> str:
     return _fold(name).removesuffix(":latest")
 
 
-def _fold_hardware(name: str) -> str:
+def fold_hardware(name: str) -> str:
     """Letters and digits of the words that tell cards apart: "NVIDIA GeForce RTX 4090 D" is `rtx4090d`."""
     words = re.findall(r"[a-z0-9]+", _fold(name).replace("gib", "gb"))
     return "".join(word for word in words if word not in _MAKERS)
@@ -560,14 +425,14 @@ def _typed(spec: AcceleratorSpec) -> str:
     return spec.aliases[0] if spec.aliases else spec.id
 
 
-def _nearest(name: str, index: Mapping[str, Any], shown: Callable[[Any], str]) -> list[str]:
+def nearest(name: str, index: Mapping[str, Any], shown: Callable[[Any], str]) -> list[str]:
     from difflib import get_close_matches
 
     return list(dict.fromkeys(shown(index[key]) for key in get_close_matches(name, index, n=3, cutoff=0.5)))
 
 
-def _unknown(kind: str, name: str, nearest: list[str], listing: str) -> UsageError:
-    hint = f"use {' or '.join(nearest)} (all: {listing})" if nearest else listing
+def _unknown(kind: str, name: str, near: list[str], listing: str) -> UsageError:
+    hint = f"use {' or '.join(near)} (all: {listing})" if near else listing
     return UsageError(f"the catalog has no {kind} '{name}'", hint=hint, code=f"unknown-{kind}")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from provision.cli import CONTEXT_SETTINGS, GLOBAL_OPTIONS_NOTE
 from provision.errors import ExitCode, UsageError
 from provision.output.documents import Result
 
@@ -14,7 +15,13 @@ if TYPE_CHECKING:
     from provision.catalog import Catalog
     from provision.output.console import Screen
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings=CONTEXT_SETTINGS,
+    epilog=GLOBAL_OPTIONS_NOTE,
+)
 
 
 class Kind(StrEnum):
@@ -29,7 +36,7 @@ class Kind(StrEnum):
     SOURCES = "sources"
 
 
-@app.command("list")
+@app.command("list", epilog=GLOBAL_OPTIONS_NOTE)
 def list_entries(kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.MODELS) -> Result:
     """List models, hardware, engines, tiers, claims, quantizations, platforms, prices or sources.
 
@@ -48,12 +55,14 @@ def list_entries(kind: Annotated[Kind, typer.Argument(help="What to list.")] = K
     return Result(data={"kind": kind.value, "catalog_revision": catalog.revision, kind.value: entries}, show=show)
 
 
-@app.command("show")
+@app.command("show", epilog=GLOBAL_OPTIONS_NOTE)
 def show_one(name: Annotated[str, typer.Argument(help="A model, card, tier, engine or quantization.")]) -> Result:
     """Show one entry: a model with its builds, a card with its prices, a tier with what is claimed for it.
 
-    Examples: provision catalog show qwen2.5-coder:32b
-              provision catalog show "RTX 4090"
+    \b
+    Examples:
+      provision catalog show qwen2.5-coder:32b
+      provision catalog show "RTX 4090"
     """
     from provision.catalog import load_catalog
 
@@ -79,7 +88,7 @@ def show_one(name: Annotated[str, typer.Argument(help="A model, card, tier, engi
     return Result(data={"kind": kind, "entry": entry, **related, "sources": sources}, show=show)
 
 
-@app.command("check")
+@app.command("check", epilog=GLOBAL_OPTIONS_NOTE)
 def check() -> Result:
     """Check every rule over our files and yours; exits 3 when an entry is broken.
 
@@ -87,7 +96,7 @@ def check() -> Result:
 
     Example: provision catalog check
     """
-    from provision.catalog import check_catalog
+    from provision.catalog_rules import check_catalog
 
     report = check_catalog()
 

@@ -7,7 +7,8 @@ from datetime import date
 import pytest
 
 from provision import catalog as catalog_module
-from provision.catalog import SCHEMAS, check_catalog, load_catalog, schema
+from provision.catalog import SCHEMAS, load_catalog, schema
+from provision.catalog_rules import check_catalog
 from provision.resources import data_dir
 
 FILES = sorted(data_dir("catalog").rglob("*.toml"))

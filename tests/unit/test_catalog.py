@@ -8,7 +8,8 @@ from datetime import date
 
 import pytest
 
-from provision.catalog import check_catalog, load_catalog
+from provision.catalog import load_catalog
+from provision.catalog_rules import check_catalog
 from provision.errors import InvalidFile, UsageError
 from provision.resources import cache_dir
 
