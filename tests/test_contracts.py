@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -121,6 +122,107 @@ def test_a_sizing_command_answers_from_the_cache_without_pydantic_or_http():
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     assert json.loads(done.stdout)["exit_code"] == 0
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """`command` in bash, where $P is provision; fails when a part of a pipe does."""
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command.replace("$P", f"{sys.executable} -m provision")],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+
+
+PLAN = '$P plan --gpu "RTX 4090" --ram 64GiB'
+
+
+@pytest.mark.parametrize("command", ["$P --help", "$P plan --help", PLAN, f"{PLAN} --json"])
+def test_a_reader_that_leaves_is_no_error(command):
+    done = shell(f"{command} | true")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("command", ["$P --help", "$P plan --help", PLAN, f"{PLAN} --json"])
+def test_a_full_disk_is_one_line(command):
+    done = shell(f"{command} --quiet >/dev/full")
+    assert done.returncode == 1
+    assert done.stderr == b"error: cannot write the output: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_as_good_as_dev_null(closed):
+    done = shell(f"{PLAN} --json --quiet {closed}")
+    assert (done.returncode, done.stderr) == (0, b"")
+    done = shell(f"$P plan --machine - --quiet {closed}".replace("<&-", "") + " <&-")
+    assert done.returncode == 3
+    assert b"Traceback" not in done.stderr
+
+
+def test_output_survives_any_encoding():
+    for encoding in ("ascii", "utf-8"):
+        done = shell(f"{PLAN} --model $'\\xff\\xfe' --json", PYTHONIOENCODING=encoding)
+        assert done.returncode == 2
+        assert json.loads(done.stdout.decode("ascii"))["errors"][0]["code"] == "unknown-model"
+        plain = shell("$P catalog show llama3.1:8b", PYTHONIOENCODING=encoding)
+        assert (plain.returncode, plain.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["plan", "--help"], ["catalog", "show", "-h"]])
+def test_help_has_an_envelope(arguments):
+    text = run_cli(*arguments, "--json").json["data"]["help"]
+    assert text == run_cli(*arguments).stdout
+    assert text.startswith("Usage: provision")
+
+
+def test_the_version_has_an_envelope():
+    assert run_cli("--version", "--json").json["data"] == {"version": run_cli("--version").stdout.split()[1]}
+
+
+def test_a_missing_subcommand_is_one_line():
+    run = run_cli("catalog", "--json")
+    assert run.code == 2
+    assert run.json["errors"][0] == {"code": "usage", "message": "Missing command", "hint": "provision catalog --help"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [[name] for name in COMMANDS] + [["catalog", sub] for sub in ("list", "show", "check")]
+)
+def test_help_is_one_h_away_and_its_examples_can_be_pasted(arguments):
+    text = run_cli(*arguments, "-h").stdout
+    assert "--json, --quiet, --verbose and --debug" in text
+    if arguments == ["catalog"]:
+        return
+    examples = re.findall(r"^ +(?:Example: )?(provision .*)$", text.split("Options:")[0], re.MULTILINE)
+    assert examples
+    for example in examples:
+        assert " provision " not in example.replace("&& provision ", ""), example
+        assert not example.endswith((",", ">"))
+    if arguments in (["completion"], ["bench"]):
+        assert examples[0].endswith(("completions/provision", "--users 1,4,8"))
+
+
+@pytest.mark.parametrize("shell_name", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_printed_as_they_are(shell_name):
+    script = run_cli("completion", shell_name, "--json").json["data"]["script"]
+    assert run_cli("completion", shell_name).stdout == script + "\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "offered", "not_offered"),
+    [
+        ("provision --", "--json", "--install-completion"),
+        ("provision plan --", "--json", "--show-completion"),
+        ("provision --json plan --r", "--ram", "--gpu"),
+    ],
+)
+def test_completion_offers_what_exists(words, offered, not_offered):
+    done = shell("$P", _PROVISION_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(len(words.split()) - 1))
+    found = done.stdout.decode().split()
+    assert offered in found
+    assert not_offered not in found
 
 
 def test_flags_after_a_double_dash_are_arguments():

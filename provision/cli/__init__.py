@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from provision.cli.commands import COMMANDS
 from provision.errors import ExitCode, Interrupted, ProvisionError
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     import typer
 
     from provision.output.console import Screen
+    from provision.output.documents import Result
 
-_GLOBAL_FLAGS = {"--json", "--quiet", "-q", "--verbose", "-v", "--debug"}
+GLOBAL_FLAGS = {"--json", "--quiet", "-q", "--verbose", "-v", "--debug"}
 COMPLETION_VARIABLE = "_PROVISION_COMPLETE"
+CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 GLOBAL_OPTIONS_NOTE = "Every command also takes --json, --quiet, --verbose and --debug."
 
 
@@ -53,14 +55,26 @@ Start with:
 
 def main(arguments: list[str]) -> int:
     """Run one command line and return its exit code. Never raises, and leaves a traceback only with --debug."""
-    flags, rest = _take_global_flags(arguments)
-    if not rest or rest[0] in ("--help", "-h"):
-        sys.stdout.write(root_help())
+    try:
+        code = _answer(*_take_global_flags(arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); there is nobody left to tell.
+        _discard_output()
         return ExitCode.DONE
-    if rest[0] == "--version":
-        from provision import __version__
+    except OSError as error:  # of our own output: a command's errors have become results
+        _discard_output()
+        sys.stderr.write(f"error: cannot write the output: {error.strerror}\n")
+        return ExitCode.BUG
 
-        sys.stdout.write(f"provision {__version__}\n")
+
+def _answer(flags: set[str], rest: list[str]) -> int:
+    """Run the command and show its result; raises only what writing to stdout raises."""
+    as_json = "--json" in flags
+    asks_for_root = not rest or rest[0] in ("--help", "-h", "--version")
+    if asks_for_root and not as_json:  # typer, rich and dataclasses are not needed for this
+        sys.stdout.write(_version_line() if rest and rest[0] == "--version" else root_help())
         return ExitCode.DONE
 
     from provision.output.console import Screen, Verbosity
@@ -74,32 +88,72 @@ def main(arguments: list[str]) -> int:
         if flags & {"--verbose", "-v", "--debug"}
         else Verbosity.NORMAL
     )
-    screen = Screen(as_json="--json" in flags, verbosity=verbosity)
+    screen = Screen(as_json=as_json, verbosity=verbosity)
+    if asks_for_root:
+        version = rest and rest[0] == "--version"
+        data = {"version": _version_line().split()[1]} if version else {"help": root_help()}
+        return screen.show("provision", Result(data=data))
     name = rest[0]
+    shown_name = name if name in COMMANDS else "provision"
     try:
-        outcome = _run(name, rest[1:], screen)
-        if not isinstance(outcome, Result):
-            return int(outcome) if isinstance(outcome, int) else ExitCode.DONE  # typer printed help itself
-        return screen.show(name, outcome)
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`); there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.DONE
+        result = _run(name, rest[1:], screen)
     except (Exception, KeyboardInterrupt) as error:
-        if debug:
-            import traceback
+        result = _failed(error, debug)
+    try:
+        return screen.show(shown_name, result)
+    except OSError:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        return screen.show(shown_name, _failed(error, debug))
 
-            traceback.print_exc()
-        return screen.show(name if name in COMMANDS else "provision", Result.of_error(_as_provision_error(error)))
+
+def _failed(error: BaseException, debug: bool) -> Result:
+    from provision.output.documents import Result
+
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    return Result.of_error(_as_provision_error(error))
+
+
+def _version_line() -> str:
+    from provision import __version__
+
+    return f"provision {__version__}\n"
+
+
+def _discard_output() -> None:
+    from provision.output.console import discard
+
+    discard(sys.stdout)
 
 
 def entry_point() -> None:
     """The `provision` script."""
+    _open_closed_streams()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a name is never a crash
     if COMPLETION_VARIABLE in os.environ:
-        from provision.cli.completion import whole_app
+        from provision.cli.completion import complete
 
-        whole_app()(prog_name="provision")
+        complete()
     sys.exit(main(sys.argv[1:]))
+
+
+def _open_closed_streams() -> None:
+    """Put /dev/null in the place of standard streams that the caller has closed (`<&-`, `>&-`).
+
+    Else the next file or pipe that is opened becomes standard input or output, and `sys.stdout` is None.
+    """
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+        setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def typer_app(module: ModuleType) -> typer.Typer:
@@ -109,15 +163,18 @@ def typer_app(module: ModuleType) -> typer.Typer:
     if hasattr(module, "app"):
         return module.app  # type: ignore[no-any-return]
     app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-    app.command(epilog=GLOBAL_OPTIONS_NOTE)(module.command)
+    app.command(epilog=GLOBAL_OPTIONS_NOTE, context_settings=CONTEXT_SETTINGS)(module.command)
     return app
 
 
-def _run(name: str, arguments: list[str], screen: Screen) -> object:
-    """What the command returned: a Result, or an exit code when typer answered by itself (--help)."""
+def _run(name: str, arguments: list[str], screen: Screen) -> Result:
+    """What the command returned; the help text when that was asked for."""
     import importlib
+    from contextlib import nullcontext, redirect_stdout
+    from io import StringIO
 
     from provision.errors import UsageError
+    from provision.output.documents import Result
 
     if name not in COMMANDS:
         from difflib import get_close_matches
@@ -133,10 +190,15 @@ def _run(name: str, arguments: list[str], screen: Screen) -> object:
 
     try:
         app = typer_app(importlib.import_module(f"provision.cli.{name}"))
-        outcome = app(arguments, prog_name=f"provision {name}", standalone_mode=False, obj=screen)
+        help_text = StringIO()  # typer prints the help by itself; it belongs into the envelope too
+        with redirect_stdout(help_text) if {"-h", "--help"} & set(arguments) else nullcontext():
+            outcome = app(arguments, prog_name=f"provision {name}", standalone_mode=False, obj=screen)
         if outcome == ExitCode.INTERRUPTED:  # typer's own answer to Ctrl-C
             raise KeyboardInterrupt
-        return outcome
+        if isinstance(outcome, Result):
+            return outcome
+        text = help_text.getvalue()
+        return Result(data={"help": text}, show=lambda screen: screen.raw(text))
     except typer.Abort:
         raise KeyboardInterrupt from None
     except TyperException as error:
@@ -147,7 +209,7 @@ def _take_global_flags(arguments: list[str]) -> tuple[set[str], list[str]]:
     """The global flags found before any `--`, and the arguments without them."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     head = arguments[:end]
-    return {a for a in head if a in _GLOBAL_FLAGS}, [a for a in head if a not in _GLOBAL_FLAGS] + arguments[end:]
+    return {a for a in head if a in GLOBAL_FLAGS}, [a for a in head if a not in GLOBAL_FLAGS] + arguments[end:]
 
 
 def _as_provision_error(error: BaseException) -> ProvisionError:

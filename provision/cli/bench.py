@@ -68,7 +68,9 @@ def command(
 ) -> Result:
     """Measure how fast a running server answers one user, and several at once.
 
-    Example: provision bench http://127.0.0.1:11434 --model llama3.1:8b --users 1,4,8
+    \b
+    Example:
+      provision bench http://127.0.0.1:11434 --model llama3.1:8b --users 1,4,8
     """
     screen: Screen = context.obj
     if self_test:

@@ -5,12 +5,13 @@ Without a terminal there is no colour and no live display, only plain lines. `NO
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from provision.domain.finding import Finding
 
@@ -22,6 +23,24 @@ if TYPE_CHECKING:
 
 _PLAIN_WIDTH = 120
 """Columns of tables where the width is not known: pipes and files."""
+
+
+# Control characters but tab and newline, and marks that turn the direction of text: data must not steer the terminal.
+_CONTROL = {
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    for code in (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters spelt out, so that a name cannot move the cursor or rewrite the screen."""
+    return text.translate(_CONTROL)
+
+
+def discard(stream: TextIO) -> None:
+    """Send what is still to be written to `stream`, whose reader or disk has gone, to nowhere."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Verbosity(IntEnum):
@@ -57,14 +76,17 @@ class Screen:
         return not self.as_json and sys.stdin.isatty() and sys.stderr.isatty()
 
     def print(self, *renderables: RenderableType, style: str | None = None) -> None:
-        """To stdout."""
-        self.out.print(*renderables, style=style, highlight=False)
+        """To stdout. Text is printed as it is: it may hold data, so nothing in it is markup."""
+        self.out.print(*(printable(r) if isinstance(r, str) else r for r in renderables), style=style, highlight=False)
+
+    def raw(self, text: str) -> None:
+        """To stdout for machines: neither wrapped nor changed."""
+        sys.stdout.write(text)
 
     def note(self, text: str) -> None:
         """A plain line on stderr; not with --quiet."""
         if self.verbosity >= Verbosity.NORMAL:
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+            _say(f"{text}\n")
 
     def detail(self, text: str) -> None:
         """A line on stderr with --verbose only."""
@@ -85,19 +107,36 @@ class Screen:
 
     def confirm(self, question: str) -> bool:
         """Ask on stderr; anything but y or yes is no."""
-        sys.stderr.write(f"{question} [y/N] ")
-        sys.stderr.flush()
+        _say(f"{question} [y/N] ")
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def table(self, *columns: str, title: str | None = None, right: tuple[str, ...] = ()) -> Table:
-        """An empty table in the house style; columns named in `right` are right-aligned."""
+        """An empty table in the house style; columns named in `right` are right-aligned.
+
+        Cells are data: nothing in them is markup, and where the terminal is too narrow they fold, nothing is cut off.
+        """
         from rich import box
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        class DataTable(Table):
+            def add_row(self, *cells: RenderableType | None, **settings: Any) -> None:
+                super().add_row(*(Text(printable(c)) if isinstance(c, str) else c for c in cells), **settings)
+
+        table = DataTable(
+            title=None if title is None else Text(printable(title)),
+            box=box.SIMPLE_HEAD,
+            title_justify="left",
+            pad_edge=False,
+        )
         for column in columns:
-            table.add_column(column, justify="right" if column in right else "left")
+            table.add_column(Text(printable(column)), justify="right" if column in right else "left", overflow="fold")
         return table
+
+    def fits(self, table: Table) -> bool:
+        """Whether stdout is wide enough to print every row of `table` on one line."""
+        unlimited = self.out.options.update(max_width=10_000)
+        return self.out.measure(table, options=unlimited).maximum <= self.out.width
 
     def show(self, command: str, result: Result) -> int:
         """Print a result in the form asked for and return its exit code."""
@@ -119,9 +158,9 @@ class Screen:
     def _finding(self, kind: str, finding: Finding) -> None:
         if kind == "warning" and self.verbosity == Verbosity.QUIET:
             return
-        sys.stderr.write(f"{kind}: {finding.message}\n")
+        _say(f"{kind}: {finding.message}\n")
         if finding.hint:
-            sys.stderr.write(f"hint: {finding.hint}\n")
+            _say(f"hint: {finding.hint}\n")
 
 
 class Progress:
@@ -149,7 +188,7 @@ class Progress:
             return
         if self._rich:
             if task not in self._ids:
-                self._ids[task] = self._rich.add_task(task, total=total)
+                self._ids[task] = self._rich.add_task(printable(task), total=total)
             self._rich.update(self._ids[task], completed=done, total=total)
             return
         tenth = int(10 * done / total) if done is not None and total else 0
@@ -164,16 +203,29 @@ class Progress:
         if self._silent:
             return
         if self._rich:
-            self._rich.console.print(text, highlight=False, markup=False)
+            self._rich.console.print(printable(text), highlight=False)
         else:
             self._screen.note(text)
 
 
-def _console(stream: object) -> Console:
+def _say(text: str) -> None:
+    """To stderr. When nobody can read it any more, the command goes on without."""
+    try:
+        sys.stderr.write(printable(text))
+        sys.stderr.flush()
+    except OSError:
+        discard(sys.stderr)
+
+
+def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
-    is_terminal = stream.isatty()  # type: ignore[attr-defined]
-    return Console(file=stream, width=None if is_terminal else _PLAIN_WIDTH, soft_wrap=False)  # type: ignore[arg-type]
+    class DataConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would exit with 1; `provision.cli` decides
+
+    width = None if stream.isatty() else _PLAIN_WIDTH
+    return DataConsole(file=stream, width=width, soft_wrap=False, markup=False, emoji=False)
 
 
 def _live_progress(screen: Screen):  # type: ignore[no-untyped-def]
@@ -181,7 +233,7 @@ def _live_progress(screen: Screen):  # type: ignore[no-untyped-def]
 
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),

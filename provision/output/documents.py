@@ -46,7 +46,7 @@ class Result:
 
 
 def envelope(command: str, result: Result) -> str:
-    """The one JSON document of `--json`, one line, newline at the end."""
+    """The one JSON document of `--json`, one line, newline at the end; ASCII, which every encoding of stdout holds."""
     document = {
         "provision_result_version": RESULT_VERSION,
         "command": command,
@@ -56,4 +56,4 @@ def envelope(command: str, result: Result) -> str:
         "warnings": result.warnings,
         "errors": result.errors,
     }
-    return json.dumps(document, default=to_plain, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(document, default=to_plain, ensure_ascii=True, allow_nan=False) + "\n"
