@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from provision.domain.hardware import Machine, MemoryKind
-from provision.domain.plan import Candidate, Rejection, SpeedRange, Workload
+from provision.domain.plan import Candidate, Rejection, RejectionReason, SpeedRange, Workload
 from provision.units import (
     format_bandwidth,
     format_bytes,
@@ -16,9 +16,21 @@ from provision.units import (
 )
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from provision.output.console import Screen
 
 _REJECTIONS_SHOWN = 6
+
+_REASONS = {
+    RejectionReason.CONTEXT_TOO_LONG: "trained for less context",
+    RejectionReason.DISK_TOO_SMALL: "the disk is too small",
+    RejectionReason.DOES_NOT_FIT: "does not fit",
+    RejectionReason.ENGINE_CANNOT_LOAD: "the engine cannot load it",
+    RejectionReason.NOT_PUBLISHED: "no tag in Ollama's library is known",
+    RejectionReason.TOO_SLOW: "too slow",
+    RejectionReason.UNKNOWN_HARDWARE: "would spill into host memory of unknown size",
+}
 
 
 def machine_line(machine: Machine) -> str:
@@ -84,52 +96,62 @@ def best_of_each_model(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def show_candidates(screen: Screen, candidates: Sequence[Candidate], selected: Sequence[str] = ()) -> None:
+    """A row for each candidate; where the terminal is narrow, the columns that can be asked for otherwise go first."""
     users = candidates[0].users if candidates else 1
-    columns = [" ", "model", "quant", "memory", "placement", "decode tok/s", "ceiling"]
-    if users > 1:
-        columns.append(f"{users} users tok/s")
-    columns.append("TTFT")
-    table = screen.table(*columns, right=("memory", "decode tok/s", "ceiling", "TTFT", columns[-2]))
-    for column in table.columns:
-        column.no_wrap = True
-        column.min_width = len(str(column.header))
-    for candidate in candidates:
-        speed = candidate.speed
-        decode = speed.decode_tokens_per_s if speed else None
-        row = [
-            "*" if candidate.id in selected else "",
-            candidate.model,
-            candidate.quantization,
-            format_bytes(candidate.memory.total_bytes),
-            placement_text(candidate),
-            rate(decode),
-            format_tokens_per_s(decode.ceiling if decode else None),
-        ]
-        if users > 1:
-            row.append(rate(speed.system_output_tokens_per_s if speed else None))
-        row.append(format_seconds(speed.ttft_s.expected if speed and speed.ttft_s else None))
-        table.add_row(*row)
+    together = f"{users} users tok/s"
+    optional = ["TTFT", "memory", "ceiling", "placement"]
+    while True:
+        table = _candidate_table(screen, candidates, selected, together if users > 1 else None, optional)
+        if screen.fits(table) or not optional:
+            break
+        optional = optional[1:]
     screen.print(table)
 
 
+def _candidate_table(
+    screen: Screen, candidates: Sequence[Candidate], selected: Sequence[str], together: str | None, optional: list[str]
+) -> Table:
+    order = [" ", "model", "quant", "memory", "placement", "decode tok/s", "ceiling", together, "TTFT"]
+    columns = [c for c in order if c and (c in optional or c not in ("memory", "placement", "ceiling", "TTFT"))]
+    numbers = ("memory", "decode tok/s", "ceiling", "TTFT", together or "")
+    table = screen.table(*columns, right=numbers)
+    for column in table.columns:
+        column.no_wrap = True
+    for candidate in candidates:
+        speed = candidate.speed
+        decode = speed.decode_tokens_per_s if speed else None
+        cells = {
+            " ": "*" if candidate.id in selected else "",
+            "model": candidate.model,
+            "quant": candidate.quantization,
+            "memory": format_bytes(candidate.memory.total_bytes),
+            "placement": placement_text(candidate),
+            "decode tok/s": rate(decode),
+            "ceiling": format_tokens_per_s(decode.ceiling if decode else None),
+            together or "": rate(speed.system_output_tokens_per_s if speed else None),
+            "TTFT": format_seconds(speed.ttft_s.expected if speed and speed.ttft_s else None),
+        }
+        table.add_row(*(cells[column] for column in columns))
+    return table
+
+
 def show_memory(screen: Screen, candidate: Candidate) -> None:
-    """The itemised bill of one candidate, a row per device."""
-    table = screen.table(
-        "device", "weights", "KV cache", "state", "compute", "overhead", "total", "capacity", "headroom",
-        right=("weights", "KV cache", "state", "compute", "overhead", "total", "capacity", "headroom"),
-    )  # fmt: skip
+    """The itemised bill of one candidate, a row per device; recurrent state only where there is any."""
+    items = {
+        "weights": "weights_bytes",
+        "KV cache": "kv_cache_bytes",
+        "state": "state_bytes",
+        "compute": "compute_bytes",
+        "overhead": "overhead_bytes",
+        "total": "total_bytes",
+        "capacity": "capacity_bytes",
+        "headroom": "headroom_bytes",
+    }
+    if not any(device.state_bytes for device in candidate.memory.devices):
+        del items["state"]
+    table = screen.table("device", *items, right=tuple(items))
     for device in candidate.memory.devices:
-        table.add_row(
-            device.device,
-            format_bytes(device.weights_bytes),
-            format_bytes(device.kv_cache_bytes),
-            format_bytes(device.state_bytes),
-            format_bytes(device.compute_bytes),
-            format_bytes(device.overhead_bytes),
-            format_bytes(device.total_bytes),
-            format_bytes(device.capacity_bytes),
-            format_bytes(device.headroom_bytes),
-        )
+        table.add_row(device.device, *(format_bytes(getattr(device, field)) for field in items.values()))
     screen.print(table)
 
 
@@ -159,17 +181,26 @@ def show_speed(screen: Screen, candidate: Candidate) -> None:
         screen.print("TTFT     unknown")
 
 
-def show_rejections(screen: Screen, rejections: tuple[Rejection, ...]) -> None:
-    """Why the rest do not run, nearest misses first."""
+def show_rejections(screen: Screen, rejections: Sequence[Rejection]) -> None:
+    """Why the rest do not run: the nearest miss of each model, and how many builds share a reason that is not size."""
     if not rejections:
         return
     screen.print("Why not:")
-    nearest: dict[tuple[str, str], Rejection] = {}
-    for rejection in rejections:
-        nearest.setdefault((rejection.model, rejection.reason), rejection)
+    sized = [r for r in rejections if r.shortfall_bytes is not None]
+    nearest: dict[str, Rejection] = {}
+    for rejection in sized:
+        nearest.setdefault(rejection.model, rejection)
     for rejection in list(nearest.values())[:_REJECTIONS_SHOWN]:
-        short = f" (short by {format_bytes(rejection.shortfall_bytes)})" if rejection.shortfall_bytes else ""
+        short = f" (short by {format_bytes(rejection.shortfall_bytes)})"
         screen.print(f"  {rejection.model} {rejection.quantization}: {rejection.message}{short}")
-    more = len(rejections) - min(len(nearest), _REJECTIONS_SHOWN)
-    if more > 0:
-        screen.print(f"  and {more} more builds: --json lists them all")
+    others: dict[RejectionReason, list[Rejection]] = {}
+    for rejection in rejections:
+        if rejection.shortfall_bytes is None:
+            others.setdefault(rejection.reason, []).append(rejection)
+    for reason, same in others.items():
+        models = list(dict.fromkeys(r.model for r in same))
+        named = ", ".join(models[:3]) + (" ..." if len(models) > 3 else "")
+        builds = "1 build" if len(same) == 1 else f"{len(same)} builds"
+        screen.print(f"  {_REASONS[reason]}: {builds} ({named})")
+    if len(nearest) > _REJECTIONS_SHOWN or others:
+        screen.print("  --json lists every build with its reason")

@@ -188,3 +188,16 @@ def test_a_prompt_that_the_context_cannot_hold_is_refused():
     )
     assert run.code == 2
     assert "--context" in run.json["errors"][0]["hint"]
+
+
+@pytest.mark.parametrize("width", [72, 80, 100, 140])
+def test_the_table_keeps_marker_model_and_speeds_at_any_width(monkeypatch, width):
+    from provision.output import console
+
+    monkeypatch.setattr(console, "_PLAIN_WIDTH", width)
+    lines = run_cli("plan", "--gpu", "2x RTX 4090", "--ram", "128GiB", "--users", "8").stdout.splitlines()
+    header = next(line for line in lines if "model" in line and "quant" in line)
+    assert "8 users tok/s" in header
+    marked = [line for line in lines if line.lstrip().startswith("*")]
+    assert len(marked) == 1
+    assert any(model in marked[0] for model in ("qwen3-coder:30b", "qwen2.5-coder:32b", "qwen3:32b", "deepseek-r1:32b"))
