@@ -29,6 +29,11 @@ class LatentAttentionLayers:
     count: int
     latent_dim: int
     rope_dim: int
+    key_dim: int | None = None
+    """Of one head once expanded, rope part included: what engines without a latent path store per token."""
+    value_dim: int | None = None
+    query_rank: int | None = None
+    """Of the query's own compression; None where the query is projected directly."""
 
 
 @record
@@ -43,6 +48,22 @@ class StateLayers:
 Layers = AttentionLayers | LatentAttentionLayers | StateLayers
 
 
+@record
+class Experts:
+    """The routed feed-forward part of a mixture of experts."""
+
+    count: int
+    """Routed experts per layer."""
+    used: int
+    """Routed experts that one token goes through."""
+    feed_forward_size: int
+    """Inner width of one routed expert."""
+    shared_feed_forward_size: int = 0
+    """Inner width of what every token goes through besides, all shared experts together."""
+    dense_layers: int = 0
+    """Leading layers with an ordinary feed-forward part of `ModelSpec.feed_forward_size`."""
+
+
 class ModelTask(StrEnum):
     TEXT = "text"
     EMBEDDING = "embedding"
@@ -54,6 +75,8 @@ class ModelSpec:
     """The name people type: the Ollama tag where there is one, e.g. `llama3.1:8b`."""
     name: str
     family: str
+    architecture: str | None = None
+    """llama.cpp's name for the graph (`general.architecture`), e.g. `qwen2` or `deepseek2`."""
     task: ModelTask = ModelTask.TEXT
     aliases: tuple[str, ...] = ()
     parameters: int | None = None
@@ -66,6 +89,10 @@ class ModelSpec:
     context_tokens_max: int
     tied_embeddings: bool
     layers: tuple[Layers, ...]
+    layer_pattern: tuple[int, ...] = ()
+    """One period of the order in which layers take their kind, as indices into `layers`, e.g. (0, 0, 0, 0, 0, 1) for
+    five windows and one full attention; empty where there is one kind, or the order is not known."""
+    experts: Experts | None = None
     license: str | None = None
     hugging_face_repo: str | None = None
     provenance: dict[str, str]
@@ -100,6 +127,20 @@ class Precision(StrEnum):
 
 
 @record
+class WeightLayout:
+    """Bytes of one file's tensors by where an engine can put them: summed from its tensor list."""
+
+    embedding_bytes: int
+    """Input embedding table."""
+    output_bytes: int
+    """Output matrix and what else follows the last layer; of a tied model only the latter."""
+    layer_bytes: tuple[int, ...]
+    """Every repeating layer in order, all its tensors."""
+    expert_bytes: tuple[int, ...] = ()
+    """Of these, the routed experts' matrices; empty for dense models."""
+
+
+@record
 class ModelBuild:
     model: str
     quantization: str
@@ -111,6 +152,8 @@ class ModelBuild:
     """Where the tag is from, when `source` is not a listing that shows it."""
     artifact: str | None = None
     """File or repository the size belongs to."""
+    layout: WeightLayout | None = None
+    """From the file's own header; None: computed from the shape and the quantization's mix."""
     source: str
 
 
