@@ -3,7 +3,8 @@
 Quantized are the matrices of attention and feed-forward parts (experts included); the embedding table, the output
 matrix, norms, biases and the routers of a mixture of experts keep 16 bits. Checked to the byte against the headers or
 the index of published checkpoints (tests/unit/test_safetensors.py): BF16, FP8 with a scale per channel, AWQ and W4A16
-with groups of 128, MXFP4 (NVFP4 to some kB). Left out: the header of each file (some hundred kB) and parts outside the text model.
+with groups of 128, MXFP4; NVFP4 to some kB. Left out: the header of each file (some hundred kB) and whatever is not
+the text model.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ HALF_BYTES = 2
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
-    """How one quantized matrix of `rows` outputs and `columns` inputs is stored: its values, and what goes with them."""
+    """How a quantized matrix of `rows` outputs and `columns` inputs is stored: its values, and what goes with them."""
 
     bits_per_weight: float
     """Values together with the scales and zero points of their groups or blocks."""
