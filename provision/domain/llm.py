@@ -181,6 +181,8 @@ class EngineSpec:
     """Whether layers may stay in host memory."""
     default_context_tokens: int | None = None
     """None: not set by us as a default, so every plan sets it."""
+    experts_on_host: bool = False
+    """What does not fit of a mixture of experts: experts go to host memory before whole layers do."""
     memory_fraction: float | None = None
     """Share of a device's total memory that the engine takes (vLLM)."""
     device_overhead_bytes: int

@@ -51,6 +51,8 @@ class GraphShape:
     """A quantized cache of one layer unpacked for flash attention."""
     norm_copies: bool
     """Whether a device gets the normed activations besides the plain ones (llama.cpp from 2025 on)."""
+    current: bool
+    """Whether the host has room for embeddings as input besides those it looks up."""
 
 
 @by_identity
@@ -121,6 +123,7 @@ def graph_shape(
         logits=0 if embedding else outputs * model.vocabulary_size * _VALUE,
         cache_as_f16=unpacked,
         norm_copies=since_2025,
+        current=current,
     )
 
 
@@ -142,13 +145,13 @@ def device_bytes(
     shape: GraphShape,
     *,
     with_output: bool,
-    with_layers: bool = True,
+    attention_only: bool = False,
     first: bool = True,
     pipelined: bool = False,
     copied_expert_bytes: int = 0,
     copied_layer_bytes: int = 0,
 ) -> int:
-    """Compute buffer of one device.
+    """Compute buffer of one device; `attention_only` where its feed-forward parts are multiplied elsewhere.
 
     `pipelined`: whole layers are split over several devices with everything on them. `copied_expert_bytes`,
     `copied_layer_bytes`: the largest matrix in host memory that a prefill step copies in to multiply on the device.
@@ -160,32 +163,29 @@ def device_bytes(
         kept = inputs
     else:
         inputs, kept = shape.device_inputs + hidden, 0
-    largest = 0
-    if with_layers:
-        normed = hidden
-        residual = hidden if pipelined else 0
-        if shape.latent_query:
-            attention = residual + 2 * hidden + shape.latent_query + shape.cache_as_f16
+    residual = hidden if pipelined else 0
+    if shape.latent_query:
+        attention = residual + 2 * hidden + shape.latent_query + shape.cache_as_f16
+    else:
+        attention = residual + hidden + shape.query + max(shape.query, shape.raw) + shape.cache_as_f16
+        if not shape.scores:
+            attention += shape.attention_out
+    largest = attention + shape.scores
+    before = residual + max(hidden, min(shape.attention_out, 2 * hidden)) + hidden
+    parts = shape.gated_parts
+    if shape.gated and not attention_only:
+        dense = parts * shape.gated
+        if copied_layer_bytes:
+            dense = max(dense, 2 * shape.gated + copied_layer_bytes) + hidden
+        largest = max(largest, before + dense)
+    if shape.expert and not attention_only:
+        if copied_expert_bytes:
+            mixture = copied_expert_bytes + shape.expert + max(shape.expert, shape.expert_out)
         else:
-            attention = residual + normed + shape.query + max(shape.query, shape.raw) + shape.cache_as_f16
-            if not shape.scores:
-                attention += shape.attention_out
-        largest = attention + shape.scores
-        before = residual + max(hidden, min(shape.attention_out, 2 * hidden)) + hidden
-        parts = shape.gated_parts
-        if shape.gated:
-            dense = parts * shape.gated
-            if copied_layer_bytes:
-                dense = max(dense, 2 * shape.gated + copied_layer_bytes) + hidden
-            largest = max(largest, before + dense)
-        if shape.expert:
-            if copied_expert_bytes:
-                mixture = copied_expert_bytes + shape.expert + max(shape.expert, shape.expert_out)
-            else:
-                room = parts - 1
-                mixture = parts * shape.expert + (shape.expert_out if shape.expert_out > room * shape.expert else 0)
-            largest = max(largest, before + mixture)
-        largest += inputs
+            room = parts - 1
+            mixture = parts * shape.expert + (shape.expert_out if shape.expert_out > room * shape.expert else 0)
+        largest = max(largest, before + mixture)
+    largest += inputs
     if with_output:
         largest = max(largest, kept + shape.logits + hidden)
     return ceil(largest)
@@ -194,7 +194,7 @@ def device_bytes(
 def host_bytes(shape: GraphShape, *, pipelined: bool = False, with_output: bool = False) -> int:
     """What the host stages for devices: embeddings, masks, and the logits where the output matrix is on the host."""
     copies = _PIPELINE_COPIES if pipelined else 1
-    embeddings = shape.hidden * (1 + copies if shape.norm_copies else 1)
+    embeddings = shape.hidden * (1 + copies if shape.current else 1)
     staged = copies * shape.host_inputs + embeddings
     return max(staged, shape.logits + shape.hidden) if with_output else staged
 
