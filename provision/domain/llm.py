@@ -199,6 +199,8 @@ class EngineSpec:
     logits_of_all_tokens: bool = False
     """Whether a prefill step has room for the logits of all its tokens; servers of 2026 keep those of one token per
     slot."""
+    latent_cache_twice: bool = False
+    """Whether latent attention keeps its vector as key and again as value: llama.cpp before 2026."""
     unified_cache: bool = True
     """Whether all slots share one cache; else each has its own, and its own sliding windows."""
     archives: tuple[ReleaseArchive, ...] = ()
