@@ -1,0 +1,203 @@
+"""The tensors of a model by architecture: their names and shapes as llama.cpp's loader asks for them.
+
+A shape is in ggml's order, the row length first. Sources: the tensor lists that llama.cpp's loader requires for each
+architecture (checked by loading files with exactly these tensors), and the GGUF naming scheme.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from provision.domain.llm import AttentionLayers, LatentAttentionLayers, Layers, ModelSpec
+from provision.errors import InvalidFile
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    name: str
+    shape: tuple[int, ...]
+    layer: int | None = None
+    """Index of the repeating layer it belongs to; None for what all share."""
+
+    @property
+    def values(self) -> int:
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class _Traits:
+    """How an architecture differs from Llama's layer."""
+
+    qkv_bias: bool = False
+    output_bias: bool = False
+    """Of the attention's output matrix."""
+    qk_norm: bool = False
+    """One norm over the head's dimensions for queries, one for keys."""
+    fused_qkv: bool = False
+    fused_gate_up: bool = False
+    ffn_norm: str | None = "ffn_norm"
+    """Name of the norm before the feed-forward part; None where both parts share one."""
+    post_norms: tuple[str, ...] = ()
+    sinks: bool = False
+    """A learned logit per head, and biases on router and experts."""
+    shared_gate: bool = False
+    """A gate vector in front of the shared expert."""
+
+
+_TRAITS = {
+    "llama": _Traits(),
+    "mistral3": _Traits(),
+    "granite": _Traits(),
+    "granitemoe": _Traits(),
+    "smollm3": _Traits(),
+    "qwen2": _Traits(qkv_bias=True),
+    "qwen2vl": _Traits(qkv_bias=True),
+    "qwen2moe": _Traits(qkv_bias=True, shared_gate=True),
+    "qwen3": _Traits(qk_norm=True),
+    "qwen3vl": _Traits(qk_norm=True),
+    "qwen3moe": _Traits(qk_norm=True),
+    "qwen3vlmoe": _Traits(qk_norm=True),
+    "gemma": _Traits(),
+    "gemma2": _Traits(post_norms=("post_attention_norm", "post_ffw_norm")),
+    "gemma3": _Traits(qk_norm=True, post_norms=("post_attention_norm", "post_ffw_norm")),
+    "phi3": _Traits(fused_qkv=True, fused_gate_up=True),
+    "command-r": _Traits(ffn_norm=None),
+    "cohere2": _Traits(ffn_norm=None),
+    "gpt-oss": _Traits(qkv_bias=True, output_bias=True, ffn_norm="post_attention_norm", sinks=True),
+    "deepseek2": _Traits(),
+}
+
+ARCHITECTURES = tuple(sorted(_TRAITS))
+"""llama.cpp's names of the architectures whose tensors are known here."""
+
+
+def is_known(model: ModelSpec) -> bool:
+    """Whether `tensors(model)` can answer."""
+    return (
+        model.architecture in _TRAITS
+        and model.feed_forward_size is not None
+        and all(isinstance(group, AttentionLayers | LatentAttentionLayers) for group in model.layers)
+    )
+
+
+def layer_order(model: ModelSpec) -> tuple[int, ...]:
+    """For every layer in order the index into `model.layers` of its kind.
+
+    Follows `layer_pattern`; without one the kinds come one after the other as they are listed.
+    """
+    if model.layer_pattern:
+        period = model.layer_pattern
+        return tuple(period[index % len(period)] for index in range(model.layer_count))
+    return tuple(kind for kind, group in enumerate(model.layers) for _ in range(group.count))
+
+
+def tensors(model: ModelSpec) -> tuple[Tensor, ...]:
+    """Every tensor of `model`, layers in order. Raises InvalidFile for an architecture that is not known here.
+
+    Left out: what some converters add (rotation frequency tables of some hundred bytes, multi-token prediction layers).
+    """
+    return tuple(_tensors(model))
+
+
+def _tensors(model: ModelSpec) -> Iterator[Tensor]:
+    if not is_known(model):
+        raise InvalidFile(
+            f"the tensors of {model.id} are not known: architecture '{model.architecture or 'unknown'}'",
+            hint="provision catalog add FILE.gguf reads them from a file",
+            code="unknown-architecture",
+        )
+    hidden = model.hidden_size
+    yield Tensor("token_embd.weight", (hidden, model.vocabulary_size))
+    yield Tensor("output_norm.weight", (hidden,))
+    if not model.tied_embeddings:
+        yield Tensor("output.weight", (hidden, model.vocabulary_size))
+    traits = _TRAITS[model.architecture or ""]
+    for index, kind in enumerate(layer_order(model)):
+        for name, shape in (*_attention(model, model.layers[kind], traits), *_feed_forward(model, index, traits)):
+            yield Tensor(f"blk.{index}.{name}", shape, index)
+
+
+_Part = tuple[str, tuple[int, ...]]
+
+
+def _attention(model: ModelSpec, group: Layers, traits: _Traits) -> Iterator[_Part]:
+    hidden, heads = model.hidden_size, model.attention_heads
+    yield "attn_norm.weight", (hidden,)
+    if isinstance(group, LatentAttentionLayers):
+        yield from _latent(model, group)
+        return
+    assert isinstance(group, AttentionLayers)
+    query, key, value = heads * group.key_dim, group.kv_heads * group.key_dim, group.kv_heads * group.value_dim
+    if traits.fused_qkv:
+        yield "attn_qkv.weight", (hidden, query + key + value)
+    else:
+        for name, width in (("attn_q", query), ("attn_k", key), ("attn_v", value)):
+            yield f"{name}.weight", (hidden, width)
+            if traits.qkv_bias:
+                yield f"{name}.bias", (width,)
+    if traits.qk_norm:
+        yield "attn_q_norm.weight", (group.key_dim,)
+        yield "attn_k_norm.weight", (group.key_dim,)
+    yield "attn_output.weight", (heads * group.value_dim, hidden)
+    if traits.output_bias:
+        yield "attn_output.bias", (hidden,)
+    if traits.sinks:
+        yield "attn_sinks.weight", (heads,)
+
+
+def _latent(model: ModelSpec, group: LatentAttentionLayers) -> Iterator[_Part]:
+    hidden, heads, rank = model.hidden_size, model.attention_heads, group.latent_dim
+    if group.key_dim is None or group.value_dim is None:
+        raise InvalidFile(
+            f"the tensors of {model.id} are not known: its heads' dimensions are missing",
+            hint="give the latent layers key_dim and value_dim",
+            code="unknown-architecture",
+        )
+    if group.query_rank is None:
+        yield "attn_q.weight", (hidden, heads * group.key_dim)
+    else:
+        yield "attn_q_a.weight", (hidden, group.query_rank)
+        yield "attn_q_a_norm.weight", (group.query_rank,)
+        yield "attn_q_b.weight", (group.query_rank, heads * group.key_dim)
+    yield "attn_kv_a_mqa.weight", (hidden, rank + group.rope_dim)
+    yield "attn_kv_a_norm.weight", (rank,)
+    yield "attn_k_b.weight", (group.key_dim - group.rope_dim, rank, heads)
+    yield "attn_v_b.weight", (rank, group.value_dim, heads)
+    yield "attn_output.weight", (heads * group.value_dim, hidden)
+
+
+def _feed_forward(model: ModelSpec, index: int, traits: _Traits) -> Iterator[_Part]:
+    hidden, inner, experts = model.hidden_size, model.feed_forward_size or 0, model.experts
+    if traits.ffn_norm:
+        yield f"{traits.ffn_norm}.weight", (hidden,)
+    for name in traits.post_norms:
+        yield f"{name}.weight", (hidden,)
+    if experts is None or index < experts.dense_layers:
+        if traits.fused_gate_up:
+            yield "ffn_up.weight", (hidden, 2 * inner)
+        else:
+            yield "ffn_gate.weight", (hidden, inner)
+            yield "ffn_up.weight", (hidden, inner)
+        yield "ffn_down.weight", (inner, hidden)
+        return
+    count, width = experts.count, experts.feed_forward_size
+    yield "ffn_gate_inp.weight", (hidden, count)
+    yield "ffn_gate_exps.weight", (hidden, width, count)
+    yield "ffn_up_exps.weight", (hidden, width, count)
+    yield "ffn_down_exps.weight", (width, hidden, count)
+    if traits.sinks:
+        yield "ffn_gate_inp.bias", (count,)
+        yield "ffn_gate_exps.bias", (width, count)
+        yield "ffn_up_exps.bias", (width, count)
+        yield "ffn_down_exps.bias", (hidden, count)
+    shared = experts.shared_feed_forward_size
+    if shared:
+        if traits.shared_gate:
+            yield "ffn_gate_inp_shexp.weight", (hidden,)
+        yield "ffn_gate_shexp.weight", (hidden, shared)
+        yield "ffn_up_shexp.weight", (hidden, shared)
+        yield "ffn_down_shexp.weight", (shared, hidden)
