@@ -59,7 +59,7 @@ _BASE = {
 _FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 
 
-def tensor_types(model: ModelSpec, quantization: str) -> tuple[str, ...]:
+def tensor_types(model: ModelSpec, quantization: str, *, expanded_latent: bool = False) -> tuple[str, ...]:
     """The type of each of `tensors(model)`, a key of TENSOR_TYPES, in a file quantized to `quantization`.
 
     Raises InvalidFile for an architecture or a mix that is not known.
@@ -71,13 +71,14 @@ def tensor_types(model: ModelSpec, quantization: str) -> tuple[str, ...]:
             code="unknown-quantization",
         )
     mix = _Mix(model, quantization)
-    return tuple(mix.type_of(tensor) for tensor in tensors(model))
+    return tuple(mix.type_of(tensor) for tensor in tensors(model, expanded_latent=expanded_latent))
 
 
-def tensor_bytes(model: ModelSpec, quantization: str) -> tuple[int, ...]:
+def tensor_bytes(model: ModelSpec, quantization: str, *, expanded_latent: bool = False) -> tuple[int, ...]:
     """Bytes of each of `tensors(model)`. Raises as `tensor_types`."""
-    kinds = tensor_types(model, quantization)
-    return tuple(TENSOR_TYPES[kind].bytes_of(tensor) for tensor, kind in zip(tensors(model), kinds, strict=True))
+    parts = tensors(model, expanded_latent=expanded_latent)
+    kinds = tensor_types(model, quantization, expanded_latent=expanded_latent)
+    return tuple(TENSOR_TYPES[kind].bytes_of(tensor) for tensor, kind in zip(parts, kinds, strict=True))
 
 
 class _Mix:
@@ -114,7 +115,7 @@ class _Mix:
             block = TENSOR_TYPES[self._base].block_values
             return "Q8_0" if self._base == "Q8_0" or tensor.shape[0] % block else "Q6_K"
         part = name.removesuffix(".weight")
-        if part == "attn_v":
+        if part in ("attn_v", "attn_kv_b"):
             return self._value(layer)
         if part == "attn_k" and self._experts == 8:
             return "Q8_0"
@@ -137,9 +138,7 @@ class _Mix:
             kind = "Q4_K" if self._queries_per_key >= 4 else "Q3_K"
         elif mix == "Q3_K_M":
             kind = "Q5_K" if layer < 2 else "Q4_K"
-        elif mix == "Q3_K_L":
-            kind = "Q5_K"
-        elif mix in ("IQ4_XS", "IQ4_NL") and self._queries_per_key >= 4:
+        elif mix == "Q3_K_L" or (mix in ("IQ4_XS", "IQ4_NL") and self._queries_per_key >= 4):
             kind = "Q5_K"
         elif mix in ("Q4_K_M", "Q5_K_M") and self._favoured(layer):
             kind = "Q6_K"

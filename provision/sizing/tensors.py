@@ -95,15 +95,17 @@ def layer_order(model: ModelSpec) -> tuple[int, ...]:
     return tuple(kind for kind, group in enumerate(model.layers) for _ in range(group.count))
 
 
-def tensors(model: ModelSpec) -> tuple[Tensor, ...]:
+def tensors(model: ModelSpec, *, expanded_latent: bool = False) -> tuple[Tensor, ...]:
     """Every tensor of `model`, layers in order. Raises InvalidFile for an architecture that is not known here.
 
+    `expanded_latent`: the form of latent attention in files converted before the middle of 2025, whose keys and values
+    are expanded for every head before they are cached.
     Left out: what some converters add (rotation frequency tables of some hundred bytes, multi-token prediction layers).
     """
-    return tuple(_tensors(model))
+    return tuple(_tensors(model, expanded_latent))
 
 
-def _tensors(model: ModelSpec) -> Iterator[Tensor]:
+def _tensors(model: ModelSpec, expanded_latent: bool) -> Iterator[Tensor]:
     if not is_known(model):
         raise InvalidFile(
             f"the tensors of {model.id} are not known: architecture '{model.architecture or 'unknown'}'",
@@ -117,7 +119,13 @@ def _tensors(model: ModelSpec) -> Iterator[Tensor]:
         yield Tensor("output.weight", (hidden, model.vocabulary_size))
     traits = _TRAITS[model.architecture or ""]
     for index, kind in enumerate(layer_order(model)):
-        for name, shape in (*_attention(model, model.layers[kind], traits), *_feed_forward(model, index, traits)):
+        group = model.layers[kind]
+        attention = (
+            _latent(model, group, expanded_latent)
+            if isinstance(group, LatentAttentionLayers)
+            else _attention(model, group, traits)
+        )
+        for name, shape in (*attention, *_feed_forward(model, index, traits)):
             yield Tensor(f"blk.{index}.{name}", shape, index)
 
 
@@ -127,9 +135,6 @@ _Part = tuple[str, tuple[int, ...]]
 def _attention(model: ModelSpec, group: Layers, traits: _Traits) -> Iterator[_Part]:
     hidden, heads = model.hidden_size, model.attention_heads
     yield "attn_norm.weight", (hidden,)
-    if isinstance(group, LatentAttentionLayers):
-        yield from _latent(model, group)
-        return
     assert isinstance(group, AttentionLayers)
     query, key, value = heads * group.key_dim, group.kv_heads * group.key_dim, group.kv_heads * group.value_dim
     if traits.fused_qkv:
@@ -149,7 +154,7 @@ def _attention(model: ModelSpec, group: Layers, traits: _Traits) -> Iterator[_Pa
         yield "attn_sinks.weight", (heads,)
 
 
-def _latent(model: ModelSpec, group: LatentAttentionLayers) -> Iterator[_Part]:
+def _latent(model: ModelSpec, group: LatentAttentionLayers, expanded: bool) -> Iterator[_Part]:
     hidden, heads, rank = model.hidden_size, model.attention_heads, group.latent_dim
     if group.key_dim is None or group.value_dim is None:
         raise InvalidFile(
@@ -157,6 +162,7 @@ def _latent(model: ModelSpec, group: LatentAttentionLayers) -> Iterator[_Part]:
             hint="give the latent layers key_dim and value_dim",
             code="unknown-architecture",
         )
+    yield "attn_norm.weight", (hidden,)
     if group.query_rank is None:
         yield "attn_q.weight", (hidden, heads * group.key_dim)
     else:
@@ -165,8 +171,12 @@ def _latent(model: ModelSpec, group: LatentAttentionLayers) -> Iterator[_Part]:
         yield "attn_q_b.weight", (group.query_rank, heads * group.key_dim)
     yield "attn_kv_a_mqa.weight", (hidden, rank + group.rope_dim)
     yield "attn_kv_a_norm.weight", (rank,)
-    yield "attn_k_b.weight", (group.key_dim - group.rope_dim, rank, heads)
-    yield "attn_v_b.weight", (rank, group.value_dim, heads)
+    plain = group.key_dim - group.rope_dim
+    if expanded:
+        yield "attn_kv_b.weight", (rank, heads * (plain + group.value_dim))
+    else:
+        yield "attn_k_b.weight", (plain, rank, heads)
+        yield "attn_v_b.weight", (rank, group.value_dim, heads)
     yield "attn_output.weight", (heads * group.value_dim, hidden)
 
 
