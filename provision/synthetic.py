@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import random
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -25,7 +25,7 @@ _ALIGNMENT = 32
 _U32, _F32, _BOOL, _STRING, _ARRAY = 4, 6, 7, 8, 9
 _NORMAL, _CONTROL = 1, 3
 
-Value = bool | int | float | str | tuple[int, list[object]]
+Value = bool | int | float | str | tuple[int, Sequence[int | str]]
 """A metadata value; arrays as (element type, elements)."""
 
 
@@ -187,7 +187,7 @@ def _vocabulary(size: int) -> Iterator[tuple[str, Value]]:
     tokens = [*tokens[: size - 2], "<|begin|>", "<|end|>"]
     yield "tokenizer.ggml.model", "gpt2"
     yield "tokenizer.ggml.pre", "llama-bpe"
-    yield "tokenizer.ggml.tokens", (_STRING, list(tokens))
+    yield "tokenizer.ggml.tokens", (_STRING, tokens)
     yield "tokenizer.ggml.token_type", (5, [_NORMAL] * (size - 2) + [_CONTROL] * 2)
     yield "tokenizer.ggml.merges", (_STRING, [f"{letters[32]} {letters[32]}"])
     yield "tokenizer.ggml.bos_token_id", size - 2

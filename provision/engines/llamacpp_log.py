@@ -33,7 +33,7 @@ class LoadedBuffers:
     batch_tokens: int | None
     """Of one prefill step (ubatch)."""
     outputs_max: int | None
-    """Rows of logits per step that the compute buffer has room for; None in versions that do not say (all of a step)."""
+    """Rows of logits per step that there is room for; None in versions that do not say, which have room for all."""
 
 
 def parse(text: str) -> LoadedBuffers:
