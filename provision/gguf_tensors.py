@@ -1,16 +1,21 @@
-"""The tensors of a model by architecture: their names and shapes as llama.cpp's loader asks for them.
+"""The tensors of a model by architecture: their names, shapes and types as llama.cpp's loader asks for them.
 
 A shape is in ggml's order, the row length first. Sources: the tensor lists that llama.cpp's loader requires for each
-architecture (checked by loading files with exactly these tensors), and the GGUF naming scheme.
+architecture (checked by loading files with exactly these tensors), and the GGUF naming scheme. Bytes by place for
+sizing come from `provision.sizing.weights`, which a test holds against this list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import prod
 
 from provision.domain.llm import AttentionLayers, LatentAttentionLayers, Layers, ModelSpec
 from provision.errors import InvalidFile
+from provision.sizing import quantization_mix as mixes
+from provision.sizing.tensors import layer_kinds
+from provision.sizing.weights import mix_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +25,10 @@ class Tensor:
     layer: int | None = None
     """Index of the repeating layer it belongs to; None for what all share."""
 
-    @property
-    def values(self) -> int:
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count
+    def bytes_as(self, ggml_type: str) -> int:
+        """Its size in this type, without the padding between tensors."""
+        values, size = mixes.BLOCK[ggml_type]
+        return prod(self.shape) // values * size
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +87,6 @@ def is_known(model: ModelSpec) -> bool:
     )
 
 
-def layer_order(model: ModelSpec) -> tuple[int, ...]:
-    """For every layer in order the index into `model.layers` of its kind.
-
-    Follows `layer_pattern`; without one the kinds come one after the other as they are listed.
-    """
-    if model.layer_pattern:
-        period = model.layer_pattern
-        return tuple(period[index % len(period)] for index in range(model.layer_count))
-    return tuple(kind for kind, group in enumerate(model.layers) for _ in range(group.count))
-
-
 def tensors(model: ModelSpec, *, expanded_latent: bool = False) -> tuple[Tensor, ...]:
     """Every tensor of `model`, layers in order. Raises InvalidFile for an architecture that is not known here.
 
@@ -118,7 +110,7 @@ def _tensors(model: ModelSpec, expanded_latent: bool) -> Iterator[Tensor]:
     if not model.tied_embeddings:
         yield Tensor("output.weight", (hidden, model.vocabulary_size))
     traits = _TRAITS[model.architecture or ""]
-    for index, kind in enumerate(layer_order(model)):
+    for index, kind in enumerate(layer_kinds(model)):
         group = model.layers[kind]
         attention = (
             _latent(model, group, expanded_latent)
@@ -128,6 +120,49 @@ def _tensors(model: ModelSpec, expanded_latent: bool) -> Iterator[Tensor]:
         for name, shape in (*attention, *_feed_forward(model, index, traits)):
             yield Tensor(f"blk.{index}.{name}", shape, index)
 
+
+def tensor_types(model: ModelSpec, parts: Iterable[Tensor], quantization: str) -> tuple[str, ...]:
+    """ggml's type of each of `parts` in a file of this quantization. Raises InvalidFile for an unknown one."""
+    mix = mixes.mix_of(quantization)
+    if mix is None:
+        raise InvalidFile(
+            f"the types of tensors in {quantization} are not known",
+            hint="provision catalog list quantizations",
+            code="unknown-quantization",
+        )
+    shape = mix_shape(model)
+    return tuple(_type(tensor, mix, shape) for tensor in parts)
+
+
+def _type(tensor: Tensor, mix: str, shape: mixes.MixShape) -> str:
+    name, ending = tensor.name.rsplit(".", 1)
+    columns = tensor.shape[0]
+    if tensor.layer is None and len(tensor.shape) == 2:
+        kind = mixes.end_type(mix, shape, output=name == "output", columns=columns)
+    else:
+        part = name.split(".")[-1]
+        if len(tensor.shape) == 1 or ending != "weight" or part in _UNQUANTIZED:
+            return "F32"
+        kind = mixes.layer_type(mix, shape, _role(part), tensor.layer or 0)
+    return mixes.fitting_type(kind, columns)
+
+
+def _role(part: str) -> str:
+    """The word by which the mixes know a matrix."""
+    if part in _ATTENTION_ROLES:
+        return _ATTENTION_ROLES[part]
+    for role in ("gate", "up", "down"):
+        if part.startswith(f"ffn_{role}"):
+            if part.endswith("_exps"):
+                return "experts_down" if role == "down" else "experts_up"
+            return role
+    return "other"
+
+
+_ATTENTION_ROLES = {
+    "attn_q": "q", "attn_k": "k", "attn_v": "v", "attn_qkv": "qkv", "attn_kv_b": "kv_b", "attn_output": "o",
+}  # fmt: skip
+_UNQUANTIZED = {"ffn_gate_inp", "ssm_conv1d", "shortconv.conv"}
 
 _Part = tuple[str, tuple[int, ...]]
 

@@ -18,8 +18,8 @@ from typing import BinaryIO, Literal
 
 from provision.domain.llm import AttentionLayers, LatentAttentionLayers, ModelSpec
 from provision.errors import InvalidFile
-from provision.sizing.mix import TENSOR_TYPES, tensor_types
-from provision.sizing.tensors import Tensor, tensors
+from provision.gguf_tensors import Tensor, tensor_types, tensors
+from provision.sizing.quantization_mix import BLOCK
 
 _ALIGNMENT = 32
 _U32, _F32, _BOOL, _STRING, _ARRAY = 4, 6, 7, 8, 9
@@ -39,12 +39,12 @@ def write(
 ) -> int:
     """Write a GGUF file with the tensors of `model` in the mix `quantization`; returns its size in bytes.
 
-    `expanded_latent`: see `provision.sizing.tensors.tensors`. The vocabulary has as many tokens as the model's, of
+    `expanded_latent`: see `provision.gguf_tensors.tensors`. The vocabulary has as many tokens as the model's, of
     which the first 256 are the bytes and the last two are control tokens (begin, end); text goes through byte by byte.
     Raises InvalidFile where the architecture's tensors or the mix are not known, or the file cannot be written.
     """
     parts = tensors(model, expanded_latent=expanded_latent)
-    kinds = tensor_types(model, quantization, expanded_latent=expanded_latent)
+    kinds = tensor_types(model, parts, quantization)
     header, offsets, end = _header(parts, kinds, list(_metadata(model, quantization, expanded_latent)))
     try:
         with path.open("wb") as stream:
@@ -65,9 +65,9 @@ def _header(
     for tensor, kind in zip(parts, kinds, strict=True):
         described += _string(tensor.name) + struct.pack("<I", len(tensor.shape))
         described += struct.pack(f"<{len(tensor.shape)}Q", *tensor.shape)
-        described += struct.pack("<IQ", TENSOR_TYPES[kind].number, offset)
+        described += struct.pack("<IQ", _TYPE_NUMBERS[kind], offset)
         offsets.append(offset)
-        offset += _aligned(TENSOR_TYPES[kind].bytes_of(tensor))
+        offset += _aligned(tensor.bytes_as(kind))
     start = b"GGUF" + struct.pack("<IQQ", 3, len(offsets), len(metadata))
     entries = b"".join(_string(key) + _value(value) for key, value in metadata)
     header = start + entries + bytes(described)
@@ -171,6 +171,13 @@ def _expert_keys(model: ModelSpec) -> dict[str, Value]:
     return keys
 
 
+_TYPE_NUMBERS = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12,
+    "Q5_K": 13, "Q6_K": 14, "IQ2_XXS": 16, "IQ2_XS": 17, "IQ3_XXS": 18, "IQ1_S": 19, "IQ4_NL": 20, "IQ3_S": 21,
+    "IQ2_S": 22, "IQ4_XS": 23, "IQ1_M": 29, "BF16": 30, "TQ1_0": 34, "TQ2_0": 35, "MXFP4": 39,
+}  # fmt: skip
+"""ggml's numbers of tensor types, as files have them."""
+
 _FILE_TYPES = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12,
     "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30,
@@ -220,7 +227,8 @@ def _aligned(size: int) -> int:
 
 _SCALES: dict[str, tuple[int, ...]] = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82), "Q3_K": (108,),
-    "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,),
+    "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,), "IQ3_S": (0,), "IQ3_XXS": (0,),
+    "IQ2_S": (0,), "IQ2_XS": (0,), "IQ2_XXS": (0,), "IQ1_S": (0,), "MXFP4": (), "TQ1_0": (52,), "TQ2_0": (64,),
 }  # fmt: skip
 """Where a block of each type keeps its half-precision scales (ggml's block layouts); the rest may be any bits."""
 
@@ -235,7 +243,7 @@ def _write_random(stream: BinaryIO, parts: Iterable[Tensor], kinds: Iterable[str
     for tensor, kind, offset in zip(parts, kinds, offsets, strict=True):
         if kind not in patterns:
             patterns[kind] = _pattern(kind, source)
-        pattern, left = patterns[kind], TENSOR_TYPES[kind].bytes_of(tensor)
+        pattern, left = patterns[kind], tensor.bytes_as(kind)
         stream.seek(offset, os.SEEK_SET)
         while left > 0:
             left -= stream.write(pattern[:left] if left < len(pattern) else pattern)
@@ -250,12 +258,14 @@ def _pattern(kind: str, source: random.Random) -> bytes:
     if kind == "BF16":
         halves = (struct.pack("<f", source.gauss(0.0, 0.05))[2:] for _ in range(_PATTERN_BLOCKS))
         return b"".join(halves)
-    size = TENSOR_TYPES[kind].block_bytes
+    size = BLOCK[kind][1]
     blocks = bytearray(source.randbytes(size * _PATTERN_BLOCKS))
+    if kind not in _SCALES:
+        raise InvalidFile(f"random weights of type {kind} cannot be made", hint="write zeros")
     for block in range(_PATTERN_BLOCKS):
         start = block * size
         if kind == "MXFP4":
             blocks[start] = 118  # exponent: 2 ** (118 - 127)
-        for at in _SCALES.get(kind, ()):
+        for at in _SCALES[kind]:
             blocks[start + at : start + at + 2] = _SMALL_HALF
     return bytes(blocks)

@@ -33,7 +33,9 @@ def layout(model: ModelSpec, build: ModelBuild, quantization: Quantization) -> W
     computed = _computed(model, quantization, build.expanded_cache)
     total = computed.embedding_bytes + computed.output_bytes + sum(computed.layer_bytes)
     excess = build.weights_bytes - total
-    if -_METADATA_SHARE * total <= excess <= max(_METADATA_BYTES, _METADATA_SHARE * total) and sum(computed.layer_bytes):
+    if -_METADATA_SHARE * total <= excess <= max(_METADATA_BYTES, _METADATA_SHARE * total) and sum(
+        computed.layer_bytes
+    ):
         return computed
     ends = computed.embedding_bytes + computed.output_bytes
     if build.weights_bytes <= ends:
@@ -63,13 +65,7 @@ def computed_bytes(model: ModelSpec, quantization: Quantization, *, expanded_cac
 @by_identity
 def _computed(model: ModelSpec, quantization: Quantization, joined_latent: bool) -> WeightLayout:
     mix = mixes.mix_of(quantization.id) if quantization.container == "gguf" else None
-    shape = mixes.MixShape(
-        layers=model.layer_count,
-        query_heads_per_kv_head=_query_heads_per_kv_head(model),
-        experts=model.experts.count if model.experts else 0,
-        tied=model.tied_embeddings,
-        is_70b=model.layer_count == 80 and (model.architecture or "llama") in ("llama", "qwen2", "deci"),
-    )
+    shape = mix_shape(model)
     table = model.vocabulary_size * model.hidden_size
     if mix is None:
         embedding = round(table * quantization.embedding_bits_per_weight / 8)
@@ -111,6 +107,17 @@ def _bytes(matrix: Matrix, mix: str | None, quantization: Quantization, shape: m
     return matrix.rows * mixes.row_bytes(mixes.layer_type(mix, shape, matrix.role, layer), matrix.columns)
 
 
+def mix_shape(model: ModelSpec) -> mixes.MixShape:
+    """What the rules of quantization mixes look at."""
+    return mixes.MixShape(
+        layers=model.layer_count,
+        query_heads_per_kv_head=_query_heads_per_kv_head(model),
+        experts=model.experts.count if model.experts else 0,
+        tied=model.tied_embeddings,
+        is_70b=model.layer_count == 80 and (model.architecture or "llama") in ("llama", "qwen2", "deci"),
+    )
+
+
 def _query_heads_per_kv_head(model: ModelSpec) -> int:
     for group in model.layers:
         if isinstance(group, AttentionLayers):
@@ -118,4 +125,3 @@ def _query_heads_per_kv_head(model: ModelSpec) -> int:
         if isinstance(group, LatentAttentionLayers):
             return 1
     return 1
-
