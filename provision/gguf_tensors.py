@@ -47,6 +47,8 @@ class _Traits:
     post_norms: tuple[str, ...] = ()
     sinks: bool = False
     """A learned logit per head, and biases on router and experts."""
+    router_bias: bool = False
+    """A bias per expert that only the choice of experts sees (DeepSeek V3; some ten bytes, also where V2 has none)."""
     shared_gate: bool = False
     """A gate vector in front of the shared expert."""
 
@@ -71,7 +73,7 @@ _TRAITS = {
     "command-r": _Traits(ffn_norm=None),
     "cohere2": _Traits(ffn_norm=None),
     "gpt-oss": _Traits(qkv_bias=True, output_bias=True, ffn_norm="post_attention_norm", sinks=True),
-    "deepseek2": _Traits(),
+    "deepseek2": _Traits(router_bias=True),
 }
 
 ARCHITECTURES = tuple(sorted(_TRAITS))
@@ -231,6 +233,8 @@ def _feed_forward(model: ModelSpec, index: int, traits: _Traits) -> Iterator[_Pa
         return
     count, width = experts.count, experts.feed_forward_size
     yield "ffn_gate_inp.weight", (hidden, count)
+    if traits.router_bias:
+        yield "exp_probs_b.bias", (count,)
     yield "ffn_gate_exps.weight", (hidden, width, count)
     yield "ffn_up_exps.weight", (hidden, width, count)
     yield "ffn_down_exps.weight", (width, hidden, count)
