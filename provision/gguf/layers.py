@@ -193,20 +193,28 @@ def _own_cache(metadata: Metadata) -> int:
     return metadata.layer_count - shared if first is None else first
 
 
+def has_split_latent(metadata: Metadata) -> bool:
+    """Whether the file has the matrices split (April 2025 and later), so that llama.cpp keeps the latent vector."""
+    return metadata.has("attention.key_length_mla") and metadata.has("attention.value_length_mla")
+
+
 def _latent(metadata: Metadata) -> LatentAttentionLayers | None:
-    """None for other architectures, and for older files of these, whose heads are kept expanded."""
-    split = metadata.has("attention.key_length_mla") and metadata.has("attention.value_length_mla")
-    if not split or metadata.architecture not in architectures.LATENT | {"kimi-linear"}:
+    """None for other architectures, and for models of these that are without a latent vector."""
+    if metadata.architecture not in architectures.LATENT | {"kimi-linear"}:
         return None
-    latent = metadata.number("attention.kv_lora_rank")
-    # llama.cpp keeps keys of `key_length`: latent + rope part.
-    kept = metadata.number("attention.key_length", latent + metadata.number("rope.dimension_count", 0, least=0))
+    latent = metadata.optional("attention.kv_lora_rank")
+    if latent is None:
+        return None
+    rope = metadata.number("rope.dimension_count", 0, least=0)
+    if has_split_latent(metadata):  # llama.cpp keeps keys of `key_length`: latent + rope part
+        rope = max(0, metadata.number("attention.key_length", latent + rope) - latent)
+    suffix = "_mla" if has_split_latent(metadata) else ""
     return LatentAttentionLayers(
         count=1,
         latent_dim=latent,
-        rope_dim=max(0, kept - latent),
-        key_dim=metadata.number("attention.key_length_mla"),
-        value_dim=metadata.number("attention.value_length_mla"),
+        rope_dim=rope,
+        key_dim=metadata.number(f"attention.key_length{suffix}"),
+        value_dim=metadata.number(f"attention.value_length{suffix}"),
         query_rank=metadata.optional("attention.q_lora_rank"),
     )
 

@@ -21,7 +21,7 @@ from provision.domain.llm import (
 from provision.errors import InvalidFile
 from provision.gguf.architectures import ENCODERS
 from provision.gguf.header import HINT, Header, Skipped, Tensor
-from provision.gguf.layers import Metadata, layers_of, main_layer_count
+from provision.gguf.layers import Metadata, has_split_latent, layers_of, main_layer_count
 from provision.gguf.types import FILE_TYPES, LABEL_PATTERN, TENSOR_TYPES
 
 _BLOCK = re.compile(r"(?:dec\.)?blk\.(\d+)\.")
@@ -91,6 +91,7 @@ def model_of(header: Header, name: str, source: str) -> tuple[ModelSpec, ModelBu
         weights_bytes=header.file_bytes,
         precision=Precision.EXACT,
         artifact=header.label,
+        expanded_cache=any(isinstance(g, LatentAttentionLayers) for g in layers) and not has_split_latent(metadata),
         layout=_layout(header, main_layer_count(metadata), metadata.layer_count),
         source=source,
     )
