@@ -19,6 +19,8 @@ class AttentionLayers:
     key_dim: int
     value_dim: int
     window_tokens: int | None = None
+    state_bytes_per_sequence: int = 0
+    """Of a recurrent branch beside the attention, in each of these layers (Falcon-H1)."""
 
 
 @record
