@@ -77,11 +77,10 @@ Formula = Callable[[Facts], float | None]
 
 def _per_weight(table: Mapping[str, float], quantization: str, otherwise: float | None) -> float | None:
     """Of a table by quantization; a mix that it does not name is taken for the one whose name begins most alike."""
-    from os.path import commonprefix
-
     name = quantization.upper().removeprefix("UD-").replace("BF16", "F16").replace("FP16", "F16")
-    nearest = max(table, key=lambda key: len(commonprefix((key, name))))
-    return table[nearest] if len(commonprefix((nearest, name))) >= 2 else otherwise
+    alike = {key: next((i for i, (a, b) in enumerate(zip(key, name, strict=False)) if a != b), 2) for key in table}
+    nearest = max(alike, key=lambda key: alike[key])
+    return table[nearest] if alike[nearest] >= 2 else otherwise
 
 
 # llmfit
