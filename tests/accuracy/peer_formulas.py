@@ -78,9 +78,14 @@ Formula = Callable[[Facts], float | None]
 def _per_weight(table: Mapping[str, float], quantization: str, otherwise: float | None) -> float | None:
     """Of a table by quantization; a mix that it does not name is taken for the one whose name begins most alike."""
     name = quantization.upper().removeprefix("UD-").replace("BF16", "F16").replace("FP16", "F16")
-    alike = {key: next((i for i, (a, b) in enumerate(zip(key, name, strict=False)) if a != b), 2) for key in table}
-    nearest = max(alike, key=lambda key: alike[key])
-    return table[nearest] if alike[nearest] >= 2 else otherwise
+    nearest = max(table, key=lambda key: _alike(key, name))
+    return table[nearest] if _alike(nearest, name) >= 2 else otherwise
+
+
+def _alike(first: str, second: str) -> int:
+    """How many letters both begin with."""
+    pairs = zip(first, second, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 # llmfit
