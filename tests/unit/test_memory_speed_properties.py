@@ -160,7 +160,7 @@ def at_most(smaller: float, larger: float) -> bool:
 
 
 def assert_takes_no_more(small: Candidate, large: Candidate) -> None:
-    """Cache and state always; the whole where the same layers lie on the same devices: an emptied card costs nothing."""
+    """Cache and state always; the whole where the same layers lie on the same devices: an empty card costs nothing."""
     for name in ("kv_cache_bytes", "state_bytes"):
         totals = [sum(getattr(device, name) for device in one.memory.devices) for one in (small, large)]
         assert totals == sorted(totals)
