@@ -89,7 +89,8 @@ def _case(
 ) -> Candidate:
     from provision.cli.planning import builds, default_quantization
     from provision.domain.plan import RejectionReason
-    from provision.sizing.planner import assess, refusal
+    from provision.sizing.planner import assess
+    from provision.sizing.remarks import refusal
     from provision.sizing.speed import efficiency_lookup
 
     if model.lower().endswith(".gguf"):

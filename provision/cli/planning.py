@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from provision.domain.hardware import Machine
     from provision.domain.llm import EngineSpec, ModelSpec
     from provision.domain.plan import CapacityBasis, Workload
-    from provision.sizing.planner import Build
+    from provision.sizing.placing import Build
 
 
 def builds(

@@ -116,6 +116,15 @@ class Candidate:
     speed: Speed | None
     """None where the hardware's bandwidth is not known."""
     findings: tuple[Finding, ...] = ()
+    engine_version: str | None = None
+    """Whose rules the placement follows."""
+    slots: int | None = None
+    """Requests that the engine serves at the same time, where these are fewer than `users`."""
+    context_tokens_max: int | None = None
+    """Longest context for these users with everything that is on accelerators now staying there (without any: in host
+    memory); None: not looked for."""
+    users_max: int | None = None
+    """Most users with this context, likewise."""
 
 
 @record
@@ -127,6 +136,34 @@ class Rejection:
     shortfall_bytes: int | None = None
     message: str
     hint: str | None = None
+
+
+@record
+class SharedDevice:
+    """One device and what each of several models takes of it."""
+
+    device: str
+    name: str
+    capacity_bytes: int | None
+    used_bytes: tuple[int, ...]
+    """By model, in the order of `JointPlan.candidates`."""
+    reserve_bytes: int
+    """Left free by the engine."""
+    total_bytes: int
+    headroom_bytes: int | None
+
+
+@record
+class JointPlan:
+    """Models that stay loaded at the same time, placed one after the other, each in what those before it left."""
+
+    candidates: tuple[Candidate, ...]
+    """In order of loading; capacities are what was still free."""
+    devices: tuple[SharedDevice, ...]
+    resident: bool
+    """All of them at once, with every layer on accelerators; on a CPU, in host memory."""
+    evicted: tuple[str, ...] = ()
+    """Candidate ids that the engine unloads to make room for a later one."""
 
 
 @record
@@ -143,4 +180,8 @@ class Plan:
     rejections: tuple[Rejection, ...]
     selected: tuple[str, ...] = ()
     """Candidate ids that `apply` installs; chosen together so that they share one context and one engine."""
+    ranked_by: str = ""
+    """What the order of the candidates optimises, in words."""
+    together: JointPlan | None = None
+    """The selected candidates side by side, where several models were asked for."""
     findings: tuple[Finding, ...] = ()

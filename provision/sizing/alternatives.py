@@ -9,7 +9,8 @@ from provision.domain.finding import Finding
 from provision.domain.hardware import AcceleratorSpec, Machine, MemoryKind
 from provision.domain.llm import Claim, EngineSpec
 from provision.domain.plan import Candidate, CapacityBasis, Workload
-from provision.sizing.planner import Build, assess, is_resident, planned_accelerator
+from provision.sizing.placing import Build
+from provision.sizing.planner import assess, is_resident, planned_accelerator
 from provision.sizing.speed import EfficiencyOf
 from provision.units import format_tokens, format_tokens_per_s
 
