@@ -80,14 +80,22 @@ def command(
     if model is None:
         raise UsageError("no model given", hint="provision estimate llama3.1:8b")
     asked = workload(context, users, kv_cache, prompt_tokens, output_tokens)
-    case = _case(catalog, chosen, model, quant, engine, asked)
+    case = _case(catalog, chosen, model, quant, engine, asked, complete=True)
     return _result((case,), case.findings, again=_typed(chosen))
 
 
 def _case(
-    catalog: Catalog, chosen: where.Where, model: str, quant: str | None, engine: str, asked: Workload
+    catalog: Catalog,
+    chosen: where.Where,
+    model: str,
+    quant: str | None,
+    engine: str,
+    asked: Workload,
+    *,
+    complete: bool = False,
 ) -> Candidate:
-    from provision.cli.planning import builds, default_quantization
+    """One case; `complete` adds what needs further placements: its limits, and what the engine does by itself."""
+    from provision.cli.planning import builds, completed, default_quantization
     from provision.domain.plan import RejectionReason
     from provision.sizing.planner import assess
     from provision.sizing.remarks import refusal
@@ -106,7 +114,8 @@ def _case(
         code = refused.reason.value.replace("_", "-")
         raise NothingFits(f"{spec.id} {build.quantization}: {refused.message}", hint=refused.hint, code=code)
     machine = where.one_machine(chosen, catalog)
-    return assess(machine, spec, build, quantization, engine_spec, asked, efficiency_lookup(catalog.efficiency))
+    case = assess(machine, spec, build, quantization, engine_spec, asked, efficiency_lookup(catalog.efficiency))
+    return completed(machine, (spec, build, quantization), engine_spec, asked, case) if complete else case
 
 
 def _batch(path: Path, catalog: Catalog, engine: str) -> Result:
@@ -216,6 +225,9 @@ def _show(screen: Screen, cases: tuple[Candidate, ...]) -> None:
         screen.print(table)
         return
     (case,) = cases
-    screen.print(f"{case.model} {case.quantization} with {case.engine}: {views.placement_text(case)}")
+    screen.print(
+        f"{case.model} {case.quantization} with {case.engine} {case.engine_version}: {views.placement_text(case)}"
+    )
     views.show_memory(screen, case)
     views.show_speed(screen, case)
+    screen.print(views.room_line(case))

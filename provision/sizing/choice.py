@@ -1,6 +1,6 @@
-"""How far a build can be stretched: the longest context and the most users before anything more leaves the accelerators.
+"""How far a build can be stretched: the longest context and the most users before more of it leaves the accelerators.
 
-Bisection over the one function that places (`placing.place`), so that the answer is what `plan` and `estimate` then say.
+Bisection over the one function that places (`placing.place`), so the answer is what `plan` and `estimate` then say.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an engine decides by itself: context, slots, devices, prefill step. The answer is for machines that are not there.
+"""What an engine decides by itself: context, slots, devices, prefill step; for machines that need not be there.
 
 The rules are data (catalog/engines.toml, one record per version); this module only applies them. Where they come from:
 
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from provision.domain.hardware import Machine, MemoryKind
 from provision.domain.llm import AttentionLayers, EngineSpec, ModelBuild, ModelSpec, ModelTask
 from provision.domain.plan import CapacityBasis, Workload
+from provision.sizing.cached import by_identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,8 @@ def launch(
     served = served_workload(engine, model, workload)
     frees = free_bytes(machine, basis)
     usable = tuple(index for index, free in enumerate(frees) if free is not None)
-    if not usable:
-        devices, alone = (), False
-    elif len(usable) == 1 or engine.predicted_share is None:
-        devices, alone = usable, False
-    else:
+    devices, alone = usable, False
+    if len(usable) > 1 and engine.predicted_share is not None:
         predicted = predicted_bytes(model, build, served.context_tokens * served.users)
         devices, alone = choose_devices(engine, machine, frees, predicted)
     batch = engine.batch_tokens
@@ -60,9 +58,13 @@ def launch(
         free = sum(frees[index] or 0 for index in devices)
         context = served.context_tokens * served.users
         batch = batch_tokens(engine, predicted_bytes(model, build, context), free, context)
-    if batch != engine.batch_tokens:
-        engine = replace(engine, batch_tokens=batch)
-    return Launch(engine=engine, workload=served, devices=devices, alone=alone)
+    return Launch(engine=_with_batch(engine, batch), workload=served, devices=devices, alone=alone)
+
+
+@by_identity
+def _with_batch(engine: EngineSpec, tokens: int) -> EngineSpec:
+    """Always the same record for the same step, so that what others remember by record is found again."""
+    return engine if tokens == engine.batch_tokens else replace(engine, batch_tokens=tokens)
 
 
 def slots(engine: EngineSpec, model: ModelSpec, users: int) -> int:
@@ -125,9 +127,7 @@ def batch_tokens(engine: EngineSpec, predicted: int, free: int, context_tokens: 
         if context_tokens <= tier.above_context_tokens:
             continue
         # Without a device nothing is held against anything, and the longest step is taken.
-        room = not free or (
-            predicted <= tier.memory_share * free and predicted + tier.surcharge_bytes <= share * free
-        )
+        room = not free or (predicted <= tier.memory_share * free and predicted + tier.surcharge_bytes <= share * free)
         if room:
             return tier.batch_tokens
     return engine.batch_tokens

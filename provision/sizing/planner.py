@@ -23,8 +23,8 @@ RANKED_BY: dict[Preference, str] = {
     "quality": "what is fast enough to read along for every user first, on the accelerators or not, then the larger "
     "model, then the better quantization",
     "speed": "tokens/s for each user, whatever the size of the model",
-    "context": "the longest context that stays where it is (on the accelerators first), then the larger model, then the "
-    "better quantization",
+    "context": "the longest context that stays on the accelerators, then the larger model, then the better "
+    "quantization",
 }
 """What each order optimises, in words; text models come before embedding models in all of them."""
 
@@ -114,7 +114,7 @@ def plan_builds(
                 tokens = largest_context_tokens(machine, build, engine, workload, placed, basis)
                 candidate = replace(candidate, context_tokens_max=tokens)
             candidates.append((candidate, build[0], build[2]))
-    candidates.sort(key=lambda item: _rank(machine, *item, prefer), reverse=True)
+    candidates.sort(key=lambda item: _rank(machine, item[0], item[1], item[2], prefer), reverse=True)
     rejections.sort(key=lambda r: (r.shortfall_bytes is None, r.shortfall_bytes or 0, r.model, r.quantization))
     return [candidate for candidate, _, _ in candidates], rejections
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from provision.domain.finding import Finding
 from provision.domain.hardware import Machine
 from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, ModelTask, Quantization
-from provision.domain.plan import Candidate, CapacityBasis, Placement, Rejection, RejectionReason, Workload
+from provision.domain.plan import (
+    Candidate,
+    CapacityBasis,
+    JointPlan,
+    Placement,
+    Rejection,
+    RejectionReason,
+    Workload,
+)
 from provision.sizing import memory
 from provision.sizing.engine_policy import default_context_tokens
 from provision.sizing.placing import Build, Placed, is_resident, place, spills_into_the_unknown
@@ -151,8 +161,35 @@ def default_context_spills(
         f"KV cache are {format_bytes(built.weights_bytes + cache)}, so {layers - spilled.placement.gpu_layers} of "
         f"{layers} layers of {model.id} {built.quantization} would run from host memory; "
         f"with {format_tokens(workload.context_tokens)} all stay on the accelerators",
-        hint=f"OLLAMA_CONTEXT_LENGTH={workload.context_tokens} (`provision apply` sets it)",
+        hint=f"OLLAMA_CONTEXT_LENGTH={workload.context_tokens} ollama serve (provision apply sets it)",
     )
+
+
+def not_together(plan: JointPlan, engine: EngineSpec, machine: Machine, better: Sequence[Build] | None) -> Finding:
+    """Why several models are not all loaded at once, and the builds with which they would be."""
+    names = [f"{c.model} {c.quantization}" for c in plan.candidates]
+    if plan.evicted:
+        gone = " and ".join(name for name, c in zip(names, plan.candidates, strict=True) if c.id in plan.evicted)
+        text = (
+            f"{engine.id} {engine.version} does not keep {', '.join(names)} loaded at once: it loads a further model "
+            f"only where it predicts at most {engine.predicted_share or 1:.0%} of what is free, and unloads {gone}; "
+            "each change of model then costs a load"
+        )
+    else:
+        spilled = [
+            f"{name}: {c.placement.gpu_layers} of {c.placement.layers} layers"
+            for name, c in zip(names, plan.candidates, strict=True)
+            if not is_resident(c.placement)
+        ]
+        where = "on the accelerators" if machine.accelerators else "in memory"
+        told = f" ({'; '.join(spilled)})" if spilled and machine.accelerators else ""
+        text = f"{', '.join(names)} do not all stay {where} at once{told}"
+    if better is None:
+        return Finding(
+            code="not-together", message=text, hint="fewer or smaller models, --context 4k or a larger --gpu"
+        )
+    builds = ", ".join(f"{model.id} {built.quantization}" for model, built, _ in better)
+    return Finding(code="not-together", message=f"{text}; {builds} do", hint="--together")
 
 
 def _serial(model: ModelSpec, candidate: Candidate, engine: EngineSpec) -> Finding:
