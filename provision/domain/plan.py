@@ -87,6 +87,23 @@ class Speed:
     """All users together."""
 
 
+@record
+class Speculation:
+    """What a draft model may bring: an estimate from a range of acceptance rates, never a measurement."""
+
+    draft_model: str
+    draft_quantization: str
+    draft_tokens: int
+    """Drafted in each round."""
+    acceptance_low: float
+    acceptance_high: float
+    speedup_low: float
+    speedup_expected: float
+    speedup_high: float
+    decode_tokens_per_s: SpeedRange
+    """One user alone. `low` and `high` go with the ends of the acceptance rate."""
+
+
 class RejectionReason(StrEnum):
     DOES_NOT_FIT = "does_not_fit"
     CONTEXT_TOO_LONG = "context_too_long"
@@ -125,6 +142,8 @@ class Candidate:
     memory); None: not looked for."""
     users_max: int | None = None
     """Most users with this context, likewise."""
+    speculation: Speculation | None = None
+    """With the draft model that was asked for."""
 
 
 @record

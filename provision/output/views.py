@@ -186,6 +186,18 @@ def show_together(screen: Screen, plan: JointPlan) -> None:
         screen.print(f"{name}: {fate}")
 
 
+def show_speculation(screen: Screen, candidate: Candidate) -> None:
+    found = candidate.speculation
+    if found is None:
+        screen.print("with a draft: unknown, because a speed is not known")
+        return
+    screen.print(
+        f"drafted  {rate(found.decode_tokens_per_s)} tokens/s with {found.draft_model} {found.draft_quantization} "
+        f"drafting {found.draft_tokens}: an estimate, {found.speedup_low:.1f} to {found.speedup_high:.1f} times for "
+        f"{found.acceptance_low:.0%} to {found.acceptance_high:.0%} accepted"
+    )
+
+
 def show_speed(screen: Screen, candidate: Candidate) -> None:
     speed = candidate.speed
     if speed is None:
