@@ -72,7 +72,7 @@ def choose_together(
         }
         if not freed:
             return None
-        taken[max(freed, key=lambda i: freed[i])] += 1
+        taken[max(freed, key=lambda i: (freed[i], i))] += 1
     for i in range(len(options)):
         for better in range(taken[i]):
             tried = [*taken[:i], better, *taken[i + 1 :]]
@@ -172,6 +172,12 @@ def _bill(one: _Model, engine: EngineSpec) -> dict[str, int]:
     }
 
 
+def _reserve(device: str, loaded: _Loaded, engine: EngineSpec) -> int:
+    """What the engine leaves free on a device in use, beyond the runtimes' contexts."""
+    rows = (row for one in loaded.present for row in one.placed.memory.devices if row.device == device)
+    return max((max(0, row.overhead_bytes - engine.device_overhead_bytes) for row in rows), default=0)
+
+
 def _devices(machine: Machine, loaded: _Loaded, engine: EngineSpec, basis: CapacityBasis) -> tuple[SharedDevice, ...]:
     bills = [{} if one.evicted else _bill(one, engine) for one in loaded.models]
     frees = free_bytes(machine, basis)
@@ -186,7 +192,7 @@ def _devices(machine: Machine, loaded: _Loaded, engine: EngineSpec, basis: Capac
     devices = []
     for device, name, capacity, is_card in rows:
         used = tuple(bill.get(device, 0) for bill in bills)
-        reserve = engine.device_reserve_bytes if is_card and any(used) else 0
+        reserve = _reserve(device, loaded, engine)
         total = sum(used) + reserve
         taken = total if is_card else total + shared
         devices.append(
