@@ -288,6 +288,7 @@ def _show(screen: Screen, cases: tuple[Candidate, ...], joint: JointPlan | None 
         f"{case.model} {case.quantization} with {case.engine} {case.engine_version}: {views.placement_text(case)}"
     )
     views.show_memory(screen, case)
+    views.show_kv_pool(screen, case)
     views.show_speed(screen, case)
     if joint is not None:
         views.show_speculation(screen, case)

@@ -75,7 +75,7 @@ def _rounded(tokens_per_s: float) -> str:
 
 
 def placement_text(candidate: Candidate) -> str:
-    """`gpu0`, `2 GPUs: 32+32`, `45/64 layers on GPU`, `CPU`."""
+    """`gpu0`, `2 GPUs: 32+32`, `2 GPUs, tensor parallel`, `45/64 layers on GPU`, `CPU`."""
     placement = candidate.placement
     used = [(i, n) for i, n in enumerate(placement.split) if n]
     if not used:
@@ -84,6 +84,8 @@ def placement_text(candidate: Candidate) -> str:
         return f"{placement.gpu_layers}/{placement.layers} layers on GPU"
     if len(used) == 1:
         return f"gpu{used[0][0]}"
+    if placement.tensor_parallel > 1:
+        return f"{placement.tensor_parallel} GPUs, tensor parallel"
     return f"{len(used)} GPUs: {'+'.join(str(n) for _, n in used)}"
 
 
@@ -195,6 +197,18 @@ def show_speculation(screen: Screen, candidate: Candidate) -> None:
         f"drafted  {rate(found.decode_tokens_per_s)} tokens/s with {found.draft_model} {found.draft_quantization} "
         f"drafting {found.draft_tokens}: an estimate, {found.speedup_low:.1f} to {found.speedup_high:.1f} times for "
         f"{found.acceptance_low:.0%} to {found.acceptance_high:.0%} accepted"
+    )
+
+
+def show_kv_pool(screen: Screen, candidate: Candidate) -> None:
+    """What an engine with one pool of cache blocks holds; nothing for others."""
+    memory = candidate.memory
+    if memory.kv_capacity_tokens is None:
+        return
+    screen.print(
+        f"KV pool  {memory.kv_capacity_tokens:,} tokens ({memory.kv_blocks:,} blocks of {memory.kv_block_tokens}), "
+        f"{memory.concurrent_sequences_max:,} requests of {format_tokens(candidate.context_tokens)} at once, "
+        f"largest context {format_tokens(memory.context_tokens_max)}"
     )
 
 

@@ -28,8 +28,8 @@ from provision.domain.llm import (
 )
 from provision.domain.plan import CapacityBasis, DeviceMemory, MemoryEstimate, Placement, Workload
 
-KV_BYTES_PER_VALUE = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
-"""ggml block sizes: 32 values in 34 or 18 bytes."""
+KV_BYTES_PER_VALUE = {"f16": 2.0, "fp8": 1.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+"""ggml block sizes: 32 values in 34 or 18 bytes. fp8 is vLLM's, with one scale per tensor."""
 
 _KV_PADDING_TOKENS = 256
 """llama.cpp rounds a cache up to this many cells."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from provision.domain.hardware import Machine
 from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, Quantization
 from provision.domain.plan import CapacityBasis, MemoryEstimate, Placement, Workload
-from provision.sizing import memory
+from provision.sizing import memory, vllm
 from provision.sizing.engine_policy import Launch, launch
 
 Build = tuple[ModelSpec, ModelBuild, Quantization]
@@ -41,7 +41,8 @@ def place(
     where, devices = machine, chosen.devices
     if len(devices) < len(machine.accelerators):
         where = replace(machine, accelerators=tuple(machine.accelerators[i] for i in devices))
-    placement, estimate = memory.place(where, *build, chosen.engine, chosen.workload, basis)
+    decide = memory.place if engine.paged is None else vllm.place
+    placement, estimate = decide(where, *build, chosen.engine, chosen.workload, basis)
     if where is not machine:
         placement, estimate = _renumbered(placement, estimate, devices, len(machine.accelerators))
     return Placed(chosen, placement, estimate)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from provision.domain.hardware import Accelerator, AcceleratorSpec, Machine, MemoryKind, MemoryPool
 from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, ModelTask, Quantization
-from provision.domain.plan import Candidate, CapacityBasis, Rejection, Workload
+from provision.domain.plan import Candidate, CapacityBasis, Rejection, Speed, Workload
 from provision.sizing import placing
 from provision.sizing.choice import largest_context_tokens
 from provision.sizing.placing import Build, Placed
@@ -48,10 +48,10 @@ def assess(
     """
     triple = (model, build, quantization)
     placed = placing.place(machine, triple, engine, workload, basis)
-    return candidate_of(machine, triple, engine, workload, placed, efficiency_of)
+    return predicted(machine, triple, engine, workload, placed, efficiency_of)
 
 
-def candidate_of(
+def predicted(
     machine: Machine,
     build: Build,
     engine: EngineSpec,
@@ -62,7 +62,18 @@ def candidate_of(
     """`placed` with its speed and its findings."""
     model, built, _ = build
     served = placed.launch.workload
-    candidate = Candidate(
+    rates = speed(machine, model, built, engine.id, placed.placement, placed.memory, served, efficiency_of)
+    candidate = _candidate(build, engine, workload, placed, rates)
+    found = findings(machine, model, candidate, engine, workload)
+    return replace(candidate, findings=found) if found else candidate
+
+
+def _candidate(
+    build: Build, engine: EngineSpec, workload: Workload, placed: Placed, rates: Speed | None = None
+) -> Candidate:
+    model, built, _ = build
+    served = placed.launch.workload
+    return Candidate(
         id=f"{model.id}/{built.quantization}@{engine.id}",
         model=model.id,
         quantization=built.quantization,
@@ -76,10 +87,8 @@ def candidate_of(
         memory=placed.memory,
         fits=placed.fits,
         placement=placed.placement,
-        speed=speed(machine, model, built, engine.id, placed.placement, placed.memory, served, efficiency_of),
+        speed=rates,
     )
-    found = findings(machine, model, candidate, engine, workload)
-    return replace(candidate, findings=found) if found else candidate
 
 
 def plan_builds(
@@ -107,9 +116,10 @@ def plan_builds(
                 continue
             placed = placing.place(machine, build, engine, workload, basis)
             if not placed.fits:
-                rejections.append(does_not_fit(machine, build, engine, placed))
+                # Without its speed, which takes longer to predict than all the rest.
+                rejections.append(does_not_fit(machine, _candidate(build, engine, workload, placed), engine, workload))
                 continue
-            candidate = candidate_of(machine, build, engine, workload, placed, efficiency_of)
+            candidate = predicted(machine, build, engine, workload, placed, efficiency_of)
             if prefer == "context":
                 tokens = largest_context_tokens(machine, build, engine, workload, placed, basis)
                 candidate = replace(candidate, context_tokens_max=tokens)

@@ -16,7 +16,7 @@ from provision.domain.plan import (
     RejectionReason,
     Workload,
 )
-from provision.sizing import memory
+from provision.sizing import memory, vllm
 from provision.sizing.engine_policy import default_context_tokens
 from provision.sizing.placing import Build, Placed, is_resident, place, spills_into_the_unknown
 from provision.units import format_bytes, format_tokens, format_tokens_per_s
@@ -51,6 +51,12 @@ def refusal(
             f"{engine.id} {engine.version} does not load {quantization.container} files",
             hint="--engine ollama" if quantization.container == "gguf" else "--engine vllm",
         )
+    if workload.kv_cache_type not in engine.kv_cache_types:
+        return because(
+            RejectionReason.ENGINE_CANNOT_LOAD,
+            f"{engine.id} {engine.version} has no {workload.kv_cache_type} KV cache",
+            hint=f"--kv-cache {engine.kv_cache_types[-1]}",
+        )
     if engine.id == "ollama" and build.ollama_tag is None:
         return because(
             RejectionReason.NOT_PUBLISHED,
@@ -75,31 +81,44 @@ def refusal(
     return None
 
 
-def does_not_fit(machine: Machine, build: Build, engine: EngineSpec, placed: Placed) -> Rejection:
-    """Why `placed` is no candidate, with the bytes that are missing."""
-    model, built, _ = build
-    placement = placed.placement
-    if spills_into_the_unknown(placement, placed.memory):
-        host = next(d for d in placed.memory.devices if d.device == "host")
+def does_not_fit(machine: Machine, candidate: Candidate, engine: EngineSpec, workload: Workload) -> Rejection:
+    """Why `candidate` is none, with the bytes that are missing."""
+    placement = candidate.placement
+
+    def because(
+        reason: RejectionReason, message: str, *, shortfall: int | None = None, hint: str | None = None
+    ) -> Rejection:
         return Rejection(
-            model=model.id,
-            quantization=built.quantization,
-            engine=engine.id,
-            reason=RejectionReason.UNKNOWN_HARDWARE,
-            message=f"{placement.gpu_layers} of {placement.layers} layers fit the accelerators; "
+            model=candidate.model,
+            quantization=candidate.quantization,
+            engine=candidate.engine,
+            reason=reason,
+            shortfall_bytes=shortfall,
+            message=message,
+            hint=hint,
+        )
+
+    if spills_into_the_unknown(placement, candidate.memory):
+        host = next(d for d in candidate.memory.devices if d.device == "host")
+        return because(
+            RejectionReason.UNKNOWN_HARDWARE,
+            f"{placement.gpu_layers} of {placement.layers} layers fit the accelerators; "
             f"{format_bytes(host.total_bytes)} would lie in host memory, whose size is not known",
             hint="--ram 64GiB",
         )
-    worst = min((d for d in placed.memory.devices if d.headroom_bytes is not None), key=lambda d: d.headroom_bytes or 0)
+    missing = memory.shortfall_bytes(candidate.memory)
+    if engine.paged is not None:
+        message, hint = vllm.refusal_text(engine, candidate, workload)
+        return because(RejectionReason.DOES_NOT_FIT, message, shortfall=missing, hint=hint)
+    worst = min(
+        (d for d in candidate.memory.devices if d.headroom_bytes is not None), key=lambda d: d.headroom_bytes or 0
+    )
     layers = f"; {placement.gpu_layers} of {placement.layers} layers would be on accelerators"
-    return Rejection(
-        model=model.id,
-        quantization=built.quantization,
-        engine=engine.id,
-        reason=RejectionReason.DOES_NOT_FIT,
-        shortfall_bytes=memory.shortfall_bytes(placed.memory),
-        message=f"needs {format_bytes(worst.total_bytes)} on {worst.name}, "
-        f"which has {format_bytes(worst.capacity_bytes)}" + (layers if machine.accelerators else ""),
+    return because(
+        RejectionReason.DOES_NOT_FIT,
+        f"needs {format_bytes(worst.total_bytes)} on {worst.name}, which has {format_bytes(worst.capacity_bytes)}"
+        + (layers if machine.accelerators else ""),
+        shortfall=missing,
     )
 
 
@@ -130,6 +149,8 @@ def findings(
                 hint="--ram 64GiB",
             )
         )
+    if engine.paged is not None:
+        found += vllm.findings(machine, engine, candidate, workload)
     return tuple(found)
 
 

@@ -16,7 +16,7 @@ from provision.domain.llm import EngineSpec
 from provision.domain.plan import CapacityBasis, JointPlan, SharedDevice, Workload
 from provision.sizing.engine_policy import batch_surcharge_bytes, free_bytes, launch, predicted_bytes
 from provision.sizing.placing import Build, Placed, place
-from provision.sizing.planner import candidate_of
+from provision.sizing.planner import predicted
 from provision.sizing.speed import EfficiencyOf
 
 HOST = "host"
@@ -33,7 +33,7 @@ def together(
     """`builds` loaded in this order by `engine`, each with the users and the context of `workload`."""
     loaded = _load(machine, builds, engine, workload, basis)
     candidates = tuple(
-        candidate_of(machine, one.build, engine, workload, one.placed, efficiency_of) for one in loaded.models
+        predicted(machine, one.build, engine, workload, one.placed, efficiency_of) for one in loaded.models
     )
     return JointPlan(
         candidates=candidates,
@@ -165,7 +165,10 @@ def _used(loaded: _Loaded, engine: EngineSpec) -> dict[str, int]:
 
 
 def _bill(one: _Model, engine: EngineSpec) -> dict[str, int]:
+    """Bytes by device that one model takes from those that come after it."""
     rows = one.placed.memory.devices
+    if engine.paged is not None:  # takes its whole share at start and fills it with cache
+        return {row.device: row.total_bytes if row.device == HOST else row.capacity_bytes or 0 for row in rows}
     return {
         row.device: row.total_bytes - row.overhead_bytes + min(row.overhead_bytes, engine.device_overhead_bytes)
         for row in rows
