@@ -34,8 +34,8 @@ def test_a_24_gb_card_is_warned_of_ollamas_own_context():
         (
             "workstation-minimum",
             "15.0 tokens/s for qwen2.5-coder:32b Q4_K_M: impossible",
-            r"of 64 layers are on the GPU, so one token streams [\d.]+ GB from VRAM at 672 GB/s \(\d+ ms\) and [\d.]+ GB "
-            r"from host memory at 90 GB/s \(\d+ ms\): [\d.]+ tokens/s at most; 15.0 leave 67 ms a token",
+            r"of 64 layers are on the GPU, so one token streams [\d.]+ GB from VRAM at 672 GB/s \(\d+ ms\) and [\d.]+ "
+            r"GB from host memory at 90 GB/s \(\d+ ms\): [\d.]+ tokens/s at most; 15.0 leave 67 ms a token",
         ),
         (
             "workstation-recommended",
