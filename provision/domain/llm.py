@@ -181,6 +181,8 @@ class EngineSpec:
     """Whether layers may stay in host memory."""
     default_context_tokens: int | None = None
     """None: not set by us as a default, so every plan sets it."""
+    experts_on_host: bool = False
+    """What does not fit of a mixture of experts: experts go to host memory before whole layers do."""
     memory_fraction: float | None = None
     """Share of a device's total memory that the engine takes (vLLM)."""
     device_overhead_bytes: int
@@ -189,6 +191,16 @@ class EngineSpec:
     """Left free by the engine on each device."""
     batch_tokens: int
     """Tokens per prefill step (llama.cpp's ubatch); sets the compute buffer."""
+    graph: Literal["llama.cpp-2024", "llama.cpp-2025", "llama.cpp", "ik_llama.cpp"] = "llama.cpp"
+    """Generation of llama.cpp's compute graph, which sets the compute buffers: until and from mid 2025 (fused gated
+    unit), the current one (16-bit mask; dated 2026), or the fork's."""
+    flash_attention: bool = True
+    """Whether attention runs without storing all scores."""
+    logits_of_all_tokens: bool = False
+    """Whether a prefill step has room for the logits of all its tokens; servers of 2026 keep those of one token per
+    slot."""
+    unified_cache: bool = True
+    """Whether all slots share one cache; else each has its own, and its own sliding windows."""
     archives: tuple[ReleaseArchive, ...] = ()
     provenance: dict[str, str]
 
