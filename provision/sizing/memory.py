@@ -145,8 +145,8 @@ def _whole(bill: Bill, rooms: Rooms, subset: Sequence[int]) -> dict[int, int] | 
         counts = default_split(bill.layers, weights)
         if _holds(bill, counts, space):
             return dict(zip(subset, counts, strict=True))
-    counts = _filled(bill, space, 0)
-    return dict(zip(subset, counts, strict=True)) if counts else None
+    filled = _filled(bill, space, 0)
+    return dict(zip(subset, filled, strict=True)) if filled else None
 
 
 def _holds(bill: Bill, counts: Sequence[int], space: Sequence[float]) -> bool:
