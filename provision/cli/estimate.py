@@ -178,6 +178,7 @@ def _show(screen: Screen, cases: tuple[Candidate, ...]) -> None:
     (case,) = cases
     screen.print(f"{case.model} {case.quantization} with {case.engine}: {views.placement_text(case)}")
     views.show_memory(screen, case)
+    views.show_kv_pool(screen, case)
     views.show_speed(screen, case)
 
 

@@ -19,6 +19,8 @@ class AttentionLayers:
     key_dim: int
     value_dim: int
     window_tokens: int | None = None
+    state_bytes_per_sequence: int = 0
+    """Of a recurrent branch beside the attention, in each of these layers (Falcon-H1)."""
 
 
 @record
@@ -170,6 +172,47 @@ class ReleaseArchive:
 
 
 @record
+class ServingTier:
+    """What an engine takes for one step by itself, by the memory of one device."""
+
+    from_memory_bytes: int
+    step_tokens: int
+    """Tokens of all requests in one step; its activations are reserved at start."""
+    sequences: int
+    """Requests in one step; their logits are reserved at start."""
+
+
+@record
+class PagedCache:
+    """Arithmetic of an engine that fills its share of the memory with cache blocks of fixed size (vLLM)."""
+
+    block_tokens: int
+    host_block_tokens: int
+    """The same where the engine runs on a CPU."""
+    tiers: tuple[ServingTier, ...]
+    """Largest first; the last one holds for the rest."""
+    smallest_tier_names: tuple[str, ...] = ()
+    """Words in names of devices that get the smallest tier whatever their memory."""
+    host_tier: ServingTier
+    steps_in_flight: int
+    """Steps whose tokens a sliding window still holds, besides the window."""
+    state_blocks: int
+    """Blocks that one sequence holds in each group of recurrent layers."""
+    scratch_bytes_per_logit: float
+    """Of the sampler, for each sequence and word of the vocabulary."""
+    graph_bytes: int
+    """CUDA graphs at the default capture sizes: for any model, ..."""
+    graph_bytes_per_layer: int
+    """... for each layer, ..."""
+    graph_bytes_per_expert_layer: int
+    """... and for each layer with routed experts."""
+    parallel_bytes: int
+    """What each device holds besides `EngineSpec.device_overhead_bytes` under tensor parallelism."""
+    driver_bytes: int
+    """Of a dedicated NVIDIA card's memory, kept by the driver: the engine's share is of the rest."""
+
+
+@record
 class EngineSpec:
     """Defaults and memory policy of one engine version: one record, used by sizing, roles and documentation alike."""
 
@@ -201,6 +244,12 @@ class EngineSpec:
     slot."""
     unified_cache: bool = True
     """Whether all slots share one cache; else each has its own, and its own sliding windows."""
+    kv_cache_types: tuple[str, ...] = ("f16", "q8_0", "q4_0")
+    """Types of `Workload.kv_cache_type` that it knows; `f16` stands for 16 bits, F16 or BF16."""
+    paged: PagedCache | None = None
+    """None: caches are allocated per slot."""
+    accelerator_vendors: tuple[str, ...] = ()
+    """Whose accelerators it runs on; empty: any."""
     archives: tuple[ReleaseArchive, ...] = ()
     provenance: dict[str, str]
 

@@ -26,7 +26,7 @@ class Workload:
     prompt_tokens: int = 512
     output_tokens: int = 256
     """Length of the answer that speeds are given for; decode is at the mean depth prompt + output / 2."""
-    kv_cache_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+    kv_cache_type: Literal["f16", "q8_0", "q4_0", "fp8"] = "f16"
     value_cache_type: str | None = None
     """ggml type of the values, where it differs from that of the keys."""
 
@@ -66,7 +66,20 @@ class DeviceMemory:
 @record
 class MemoryEstimate:
     devices: tuple[DeviceMemory, ...]
+    """For an engine that takes a share of a device's memory (vLLM) the capacity is that share."""
     total_bytes: int
+    # What follows is of engines with one pool of cache blocks for all requests; None for others, and where the
+    # capacity is not known.
+    starts: bool | None = None
+    """Whether the pool holds one request of the whole context, without which the engine refuses to start."""
+    kv_capacity_tokens: int | None = None
+    """What the engine prints as cache size: requests of the whole context that the pool holds, times the context."""
+    kv_blocks: int | None = None
+    kv_block_tokens: int | None = None
+    concurrent_sequences_max: int | None = None
+    """Requests of the whole context that the pool holds at once; more wait, or are thrown out and computed again."""
+    context_tokens_max: int | None = None
+    """Largest context that the engine would start with, at most what the model was trained for."""
 
 
 @record
@@ -76,7 +89,8 @@ class Placement:
     layers: int
     tensor_parallel: int = 1
     split: tuple[int, ...] = ()
-    """Layers per accelerator, in the machine's order; empty on a CPU."""
+    """Layers per accelerator, in the machine's order; empty on a CPU. Under tensor parallelism every card computes its
+    part of every layer, at the same time: its share is given as that many layers."""
     output_on_host: bool = False
     """Whether the output matrix stays in host memory with some of the layers."""
     expert_layers_on_host: int = 0

@@ -75,7 +75,7 @@ def _rounded(tokens_per_s: float) -> str:
 
 
 def placement_text(candidate: Candidate) -> str:
-    """`gpu0`, `2 GPUs: 32+32`, `45/64 layers on GPU`, `CPU`."""
+    """`gpu0`, `2 GPUs: 32+32`, `2 GPUs, tensor parallel`, `45/64 layers on GPU`, `CPU`."""
     placement = candidate.placement
     used = [(i, n) for i, n in enumerate(placement.split) if n]
     if not used:
@@ -84,6 +84,8 @@ def placement_text(candidate: Candidate) -> str:
         return f"{placement.gpu_layers}/{placement.layers} layers on GPU"
     if len(used) == 1:
         return f"gpu{used[0][0]}"
+    if placement.tensor_parallel > 1:
+        return f"{placement.tensor_parallel} GPUs, tensor parallel"
     return f"{len(used)} GPUs: {'+'.join(str(n) for _, n in used)}"
 
 
@@ -153,6 +155,18 @@ def show_memory(screen: Screen, candidate: Candidate) -> None:
     for device in candidate.memory.devices:
         table.add_row(device.device, *(format_bytes(getattr(device, field)) for field in items.values()))
     screen.print(table)
+
+
+def show_kv_pool(screen: Screen, candidate: Candidate) -> None:
+    """What an engine with one pool of cache blocks holds; nothing for others."""
+    memory = candidate.memory
+    if memory.kv_capacity_tokens is None:
+        return
+    screen.print(
+        f"KV pool  {memory.kv_capacity_tokens:,} tokens ({memory.kv_blocks:,} blocks of {memory.kv_block_tokens}), "
+        f"{memory.concurrent_sequences_max:,} requests of {format_tokens(candidate.context_tokens)} at once, "
+        f"largest context {format_tokens(memory.context_tokens_max)}"
+    )
 
 
 def show_speed(screen: Screen, candidate: Candidate) -> None:

@@ -17,7 +17,7 @@ from provision.domain.plan import (
     RejectionReason,
     Workload,
 )
-from provision.sizing import memory
+from provision.sizing import memory, vllm
 from provision.sizing.speed import EfficiencyOf, speed
 from provision.units import format_bytes, format_tokens, format_tokens_per_s
 
@@ -41,7 +41,8 @@ def assess(
 
     `fits` says whether the memory holds it; the speed is given either way.
     """
-    placement, estimate = memory.place(machine, model, build, quantization, engine, workload, basis)
+    place = memory.place if engine.paged is None else vllm.place
+    placement, estimate = place(machine, model, build, quantization, engine, workload, basis)
     predicted = speed(machine, model, build, engine.id, placement, estimate, workload, efficiency_of)
     candidate = Candidate(
         id=f"{model.id}/{build.quantization}@{engine.id}",
@@ -58,6 +59,8 @@ def assess(
         speed=predicted,
     )
     findings = _findings(machine, model, candidate, workload)
+    if engine.paged is not None:
+        findings += vllm.findings(machine, engine, candidate, workload)
     if not findings:
         return candidate
     return replace(candidate, findings=tuple(findings))
@@ -91,7 +94,7 @@ def plan_builds(
             if candidate.fits:
                 candidates.append((candidate, model, quantization))
             else:
-                rejections.append(_does_not_fit(candidate, machine))
+                rejections.append(_does_not_fit(candidate, machine, engine, workload))
     candidates.sort(key=lambda item: _rank(machine, *item), reverse=True)
     rejections.sort(key=lambda r: (r.shortfall_bytes is None, r.shortfall_bytes or 0, r.model, r.quantization))
     return [candidate for candidate, _, _ in candidates], rejections
@@ -177,6 +180,12 @@ def refusal(
             f"{engine.id} {engine.version} does not load {quantization.container} files",
             hint="--engine ollama" if quantization.container == "gguf" else "--engine vllm",
         )
+    if workload.kv_cache_type not in engine.kv_cache_types:
+        return because(
+            RejectionReason.ENGINE_CANNOT_LOAD,
+            f"{engine.id} {engine.version} has no {workload.kv_cache_type} KV cache",
+            hint=f"--kv-cache {engine.kv_cache_types[-1]}",
+        )
     if engine.id == "ollama" and build.ollama_tag is None:
         return because(
             RejectionReason.NOT_PUBLISHED,
@@ -206,7 +215,7 @@ def _spills_into_the_unknown(placement: Placement, estimate: MemoryEstimate) -> 
     return spilled and any(d.device == "host" and d.capacity_bytes is None for d in estimate.devices)
 
 
-def _does_not_fit(candidate: Candidate, machine: Machine) -> Rejection:
+def _does_not_fit(candidate: Candidate, machine: Machine, engine: EngineSpec, workload: Workload) -> Rejection:
     if _spills_into_the_unknown(candidate.placement, candidate.memory):
         host = next(d for d in candidate.memory.devices if d.device == "host")
         return Rejection(
@@ -217,6 +226,17 @@ def _does_not_fit(candidate: Candidate, machine: Machine) -> Rejection:
             message=f"{candidate.placement.gpu_layers} of {candidate.placement.layers} layers fit the accelerators; "
             f"{format_bytes(host.total_bytes)} would lie in host memory, whose size is not known",
             hint="--ram 64GiB",
+        )
+    if engine.paged is not None:
+        message, hint = vllm.refusal_text(engine, candidate, workload)
+        return Rejection(
+            model=candidate.model,
+            quantization=candidate.quantization,
+            engine=candidate.engine,
+            reason=RejectionReason.DOES_NOT_FIT,
+            shortfall_bytes=memory.shortfall_bytes(candidate.memory),
+            message=message,
+            hint=hint,
         )
     worst = min(
         (d for d in candidate.memory.devices if d.headroom_bytes is not None), key=lambda d: d.headroom_bytes or 0
