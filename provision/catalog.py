@@ -23,7 +23,7 @@ import provision
 from provision.domain import hardware as _hardware
 from provision.domain import llm as _llm
 from provision.domain.finding import Finding
-from provision.domain.hardware import AcceleratorSpec
+from provision.domain.hardware import AcceleratorSpec, Interconnect
 from provision.domain.llm import (
     Claim,
     Efficiency,
@@ -39,7 +39,7 @@ from provision.domain.llm import (
 from provision.errors import InvalidFile, UsageError
 from provision.resources import cache_dir, data_dir, user_data_dir
 
-_T = TypeVar("_T", Quantization, EngineSpec, Tier, MemoryPlatform, Source)
+_T = TypeVar("_T", Quantization, EngineSpec, Interconnect, Tier, MemoryPlatform, Source)
 
 
 _TABLES: dict[str, tuple[type, str, tuple[str, ...]]] = {
@@ -48,6 +48,7 @@ _TABLES: dict[str, tuple[type, str, tuple[str, ...]]] = {
     "claim": (Claim, "claims", ("tier", "model", "quantization", "text")),
     "efficiency": (Efficiency, "efficiency", ("device_class", "engine", "quantization_family")),
     "engine": (EngineSpec, "engines", ("id", "version")),
+    "interconnect": (Interconnect, "interconnects", ("id",)),
     "model": (ModelSpec, "models", ("id",)),
     "platform": (MemoryPlatform, "platforms", ("id",)),
     "price": (Price, "prices", ("hardware", "on", "kind")),
@@ -62,6 +63,7 @@ SCHEMAS: dict[str, tuple[str, ...]] = {
     "efficiency": ("efficiency",),
     "engines": ("engine",),
     "hardware": ("accelerator",),
+    "interconnects": ("interconnect",),
     "models": ("model", "build"),
     "platforms": ("platform",),
     "prices": ("price",),
@@ -83,6 +85,7 @@ class Catalog:
     claims: tuple[Claim, ...] = ()
     efficiency: tuple[Efficiency, ...] = ()
     engines: tuple[EngineSpec, ...] = ()
+    interconnects: tuple[Interconnect, ...] = ()
     models: tuple[ModelSpec, ...] = ()
     platforms: tuple[MemoryPlatform, ...] = ()
     prices: tuple[Price, ...] = ()
@@ -119,9 +122,14 @@ class Catalog:
     def accelerator(self, name: str) -> AcceleratorSpec:
         """By id, the name that the driver reports, or alias; whole names only, case, spaces and maker do not matter.
 
-        A name that several memory sizes share ("RTX 4060 Ti") raises UsageError `ambiguous-gpu`.
+        An id or alias goes before a reported name: "RTX 3060" is the one of 12 GB, though one of 8 GB reports it too.
+        A name that several memory sizes share and none owns ("RTX 4060 Ti") raises UsageError `ambiguous-gpu`.
         """
-        found = self.accelerators_by_name.get(fold_hardware(name), ())
+        folded = fold_hardware(name)
+        found = self.accelerators_by_name.get(folded, ())
+        if len(found) > 1:
+            owners = tuple(spec for spec in found if folded in map(fold_hardware, (spec.id, *spec.aliases)))
+            found = owners if len(owners) == 1 else found
         if len(found) == 1:
             return found[0]
         if found:
@@ -149,6 +157,10 @@ class Catalog:
 
     def tier(self, name: str) -> Tier:
         return self._one("tier", name, self._tiers, "provision catalog list tiers")
+
+    def interconnect(self, name: str) -> Interconnect:
+        """A link by id or name: `AcceleratorSpec.pcie` is one."""
+        return self._one("interconnect", name, self._interconnects, "provision catalog check")
 
     def platform(self, name: str) -> MemoryPlatform:
         """Host memory by id or alias."""
@@ -192,6 +204,10 @@ class Catalog:
     def _engines(self) -> dict[str, EngineSpec]:
         versions = {_fold(f"{entry.id}@{entry.version}"): entry for entry in self.engines}
         return versions | {_fold(entry.id): entry for entry in self.newest_engines}
+
+    @cached_property
+    def _interconnects(self) -> dict[str, Interconnect]:
+        return {_fold(name): entry for entry in self.interconnects for name in (entry.name, entry.id)}
 
     @cached_property
     def _tiers(self) -> dict[str, Tier]:

@@ -32,13 +32,14 @@ class Kind(StrEnum):
     CLAIMS = "claims"
     QUANTIZATIONS = "quantizations"
     PLATFORMS = "platforms"
+    INTERCONNECTS = "interconnects"
     PRICES = "prices"
     SOURCES = "sources"
 
 
 @app.command("list", epilog=GLOBAL_OPTIONS_NOTE)
 def list_entries(kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.MODELS) -> Result:
-    """List models, hardware, engines, tiers, claims, quantizations, platforms, prices or sources.
+    """List models, hardware, engines, tiers, claims, quantizations, platforms, links, prices or sources.
 
     Example: provision catalog list hardware
     """

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from provision.cli import where
+from provision.cli.batch import COLUMNS, estimate_rows
 from provision.cli.workload import (
     DEFAULT_CONTEXT,
     CacheOption,
@@ -19,17 +19,19 @@ from provision.cli.workload import (
     workload,
 )
 from provision.domain.finding import Finding
-from provision.errors import ExitCode, InvalidFile, NothingFits, ProvisionError, UsageError
+from provision.errors import ExitCode, NothingFits, UsageError
 from provision.output.documents import Result
 from provision.units import format_bytes
 
 if TYPE_CHECKING:
     from provision.catalog import Catalog
+    from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, Quantization
     from provision.domain.plan import Candidate, JointPlan, Workload
     from provision.output.console import Screen
     from provision.sizing.placing import Build
 
-_BATCH_COLUMNS = ("id", "model", "quant", "gpu", "ram", "memory_platform", "context", "users", "kv_cache")
+_LAID_OUT_ROWS = 200
+"""More rows than this are printed as they come, without fitting them to the terminal."""
 
 
 def command(
@@ -43,7 +45,7 @@ def command(
     engine: Annotated[str, typer.Option(help="Engine to size for.")] = "ollama",
     batch: Annotated[
         Path | None,
-        typer.Option("--batch", help=f"Many cases: a CSV with the columns {', '.join(_BATCH_COLUMNS)}."),
+        typer.Option("--batch", help=f"Many cases: a CSV with the columns {', '.join(COLUMNS)}."),
     ] = None,
     draft: Annotated[
         str | None, typer.Option("--draft", metavar="MODEL", help="Estimate speculation with this small model.")
@@ -84,56 +86,54 @@ def command(
             raise UsageError(
                 "--batch takes models, machines and workloads from the file alone", hint=f"--batch {batch}"
             )
-        return _batch(batch, catalog, engine)
+        cases, errors = estimate_rows(batch, catalog, engine)
+        return _result(tuple(cases), (), tuple(errors))
     if model is None:
         raise UsageError("no model given", hint="provision estimate llama3.1:8b")
     asked = workload(context, users, kv_cache, prompt_tokens, output_tokens)
     if draft is not None:
         return _with_draft(catalog, chosen, (model, draft), quant, engine, asked, draft_tokens)
-    case = _case(catalog, chosen, model, quant, engine, asked, complete=True)
+    case = _case(catalog, chosen, model, quant, engine, asked)
     return _result((case,), case.findings, again=_typed(chosen))
 
 
 def _case(
-    catalog: Catalog,
-    chosen: where.Where,
-    model: str,
-    quant: str | None,
-    engine: str,
-    asked: Workload,
-    *,
-    complete: bool = False,
+    catalog: Catalog, chosen: where.Where, model: str, quant: str | None, engine: str, asked: Workload
 ) -> Candidate:
-    """One case; `complete` adds what needs further placements: its limits, and what the engine does by itself."""
+    """With its limits, and what the engine would do if left to itself."""
     from provision.cli.planning import completed
     from provision.sizing.planner import assess
     from provision.sizing.speed import efficiency_lookup
 
-    spec, build, quantization = _build(catalog, model, quant, engine, asked)
+    build = named_build(catalog, model, quant)
     engine_spec = catalog.engine(engine)
+    refuse(*build, engine_spec, asked)
     machine = where.one_machine(chosen, catalog)
-    case = assess(machine, spec, build, quantization, engine_spec, asked, efficiency_lookup(catalog.efficiency))
-    return completed(machine, (spec, build, quantization), engine_spec, asked, case) if complete else case
+    case = assess(machine, *build, engine_spec, asked, efficiency_lookup(catalog.efficiency))
+    return completed(machine, build, engine_spec, asked, case)
 
 
-def _build(catalog: Catalog, model: str, quant: str | None, engine: str, asked: Workload) -> Build:
-    """The build meant, from the catalog or a file. Raises NothingFits where no machine could change the answer."""
+def named_build(catalog: Catalog, model: str, quant: str | None) -> Build:
+    """A build of the catalog, by default in the quantization that people usually pull, or a local .gguf file."""
     from provision.cli.planning import builds, default_quantization
-    from provision.domain.plan import RejectionReason
-    from provision.sizing.remarks import refusal
 
     if model.lower().endswith(".gguf"):
         from provision.gguf import read_model
 
-        found = read_model(Path(model))
-    else:
-        spec = catalog.model(model)
-        found = builds(catalog, [spec], [quant or default_quantization(catalog, spec)])[0]
-    refused = refusal(*found, catalog.engine(engine), asked)
+        return read_model(Path(model))
+    spec = catalog.model(model)
+    return builds(catalog, [spec], [quant or default_quantization(catalog, spec)])[0]
+
+
+def refuse(spec: ModelSpec, build: ModelBuild, quantization: Quantization, engine: EngineSpec, asked: Workload) -> None:
+    """Raises NothingFits for what needs no machine to be refused."""
+    from provision.domain.plan import RejectionReason
+    from provision.sizing.remarks import refusal
+
+    refused = refusal(spec, build, quantization, engine, asked)
     if refused is not None and refused.reason is not RejectionReason.NOT_PUBLISHED:  # sizing needs no tag
         code = refused.reason.value.replace("_", "-")
-        raise NothingFits(f"{found[0].id} {found[1].quantization}: {refused.message}", hint=refused.hint, code=code)
-    return found
+        raise NothingFits(f"{spec.id} {build.quantization}: {refused.message}", hint=refused.hint, code=code)
 
 
 def _with_draft(
@@ -157,8 +157,9 @@ def _with_draft(
         raise UsageError(
             f"{spec.id} {spec.version} takes no draft model", hint="--engine llamacpp", code="engine-cannot-draft"
         )
-    target = _build(catalog, models[0], quant, engine, asked)
-    draft = _build(catalog, models[1], None, engine, asked)
+    target, draft = named_build(catalog, models[0], quant), named_build(catalog, models[1], None)
+    refuse(*target, spec, asked)
+    refuse(*draft, spec, asked)
     if abs(target[0].vocabulary_size - draft[0].vocabulary_size) > VOCABULARY_DIFFERENCE_MAX:
         raise UsageError(
             f"{draft[0].id} cannot draft for {target[0].id}: {draft[0].vocabulary_size:,} tokens in the vocabulary "
@@ -175,54 +176,6 @@ def _with_draft(
     return replace(
         result, data={"cases": (case,), "together": joint}, show=lambda screen: _show(screen, (case,), joint)
     )
-
-
-def _batch(path: Path, catalog: Catalog, engine: str) -> Result:
-    """Every row of a CSV; a row that cannot be estimated is an error with its line, and the others go on."""
-    from dataclasses import replace
-
-    cases, errors = [], []
-    for line, row in _rows(path):
-        try:
-            asked = workload(row["context"] or DEFAULT_CONTEXT, _whole(row["users"]), row["kv_cache"] or "f16")
-            chosen = where.Where(
-                gpus=[row["gpu"]] if row["gpu"] else (),
-                ram=row["ram"] or None,
-                memory_platform=row["memory_platform"] or None,
-            )
-            case = _case(catalog, chosen, row["model"], row["quant"] or None, engine, asked)
-            cases.append(replace(case, id=row["id"] or str(line)))
-        except ProvisionError as error:
-            errors.append(Finding(code=error.code, message=f"{path.name}:{line}: {error.message}", hint=error.hint))
-    return _result(tuple(cases), (), tuple(errors))
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    import csv
-
-    hint = f"the first line names the columns: {','.join(_BATCH_COLUMNS)}"
-    try:
-        if path.exists() and not path.is_file():
-            raise InvalidFile(f"{path} is not a file", hint=hint)
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, restval="", restkey="extra")
-            unknown = set(reader.fieldnames or ()) - set(_BATCH_COLUMNS)
-            if "model" not in (reader.fieldnames or ()) or unknown:
-                raise InvalidFile(
-                    f"{path}: unknown or missing columns: {', '.join(sorted(unknown)) or 'model'}", hint=hint
-                )
-            for row in reader:
-                yield reader.line_num, {name: (row.get(name) or "").strip() for name in _BATCH_COLUMNS}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InvalidFile(f"cannot read {path}: {reason}", hint=hint) from error
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text or 1)
-    except ValueError:
-        raise UsageError(f"users '{text}' is not a whole number", hint="users,8") from None
 
 
 def _result(
@@ -274,14 +227,7 @@ def _show(screen: Screen, cases: tuple[Candidate, ...], joint: JointPlan | None 
     from provision.output import views
 
     if len(cases) != 1:
-        table = screen.table("id", "model", "quant", "memory", "placement", "fits", "decode tok/s", right=("memory",))
-        for case in cases:
-            decode = views.rate(case.speed.decode_tokens_per_s if case.speed else None)
-            memory = format_bytes(case.memory.total_bytes)
-            fits = "yes" if case.fits else "no"
-            where_to = views.placement_text(case)
-            table.add_row(case.id, case.model, case.quantization, memory, where_to, fits, decode)
-        screen.print(table)
+        _show_many(screen, cases)
         return
     (case,) = cases
     screen.print(
@@ -295,3 +241,28 @@ def _show(screen: Screen, cases: tuple[Candidate, ...], joint: JointPlan | None 
         views.show_together(screen, joint)
     else:
         screen.print(views.room_line(case))
+
+
+def _show_many(screen: Screen, cases: tuple[Candidate, ...]) -> None:
+    from provision.output import views
+
+    columns = ("id", "model", "quant", "memory", "placement", "fits", "decode tok/s")
+    rows = [
+        (
+            case.id,
+            case.model,
+            case.quantization,
+            format_bytes(case.memory.total_bytes),
+            views.placement_text(case),
+            "yes" if case.fits else "no",
+            views.rate(case.speed.decode_tokens_per_s if case.speed else None),
+        )
+        for case in cases
+    ]
+    if len(rows) > _LAID_OUT_ROWS:
+        screen.print_rows(columns, rows, right=("memory",))
+        return
+    table = screen.table(*columns, right=("memory",))
+    for row in rows:
+        table.add_row(*row)
+    screen.print(table)

@@ -276,6 +276,16 @@ class EngineSpec:
     """None: caches are allocated per slot."""
     accelerator_vendors: tuple[str, ...] = ()
     """Whose accelerators it runs on; empty: any."""
+    graph: Literal["llama.cpp-2024", "llama.cpp-2025", "llama.cpp", "ik_llama.cpp"] = "llama.cpp"
+    """Generation of llama.cpp's compute graph, which sets the compute buffers: until and from mid 2025 (fused gated
+    unit), the current one (16-bit mask; dated 2026), or the fork's."""
+    flash_attention: bool = True
+    """Whether attention runs without storing all scores."""
+    logits_of_all_tokens: bool = False
+    """Whether a prefill step has room for the logits of all its tokens; servers of 2026 keep those of one token per
+    slot."""
+    unified_cache: bool = True
+    """Whether all slots share one cache; else each has its own, and its own sliding windows."""
     archives: tuple[ReleaseArchive, ...] = ()
     provenance: dict[str, str]
 

@@ -27,6 +27,8 @@ class Workload:
     output_tokens: int = 256
     """Length of the answer that speeds are given for; decode is at the mean depth prompt + output / 2."""
     kv_cache_type: Literal["f16", "q8_0", "q4_0", "fp8"] = "f16"
+    value_cache_type: str | None = None
+    """ggml type of the values, where it differs from that of the keys."""
 
     @property
     def mean_depth_tokens(self) -> float:
@@ -89,6 +91,11 @@ class Placement:
     split: tuple[int, ...] = ()
     """Layers per accelerator, in the machine's order; empty on a CPU. Under tensor parallelism every card computes its
     part of every layer, at the same time: its share is given as that many layers."""
+    output_on_host: bool = False
+    """Whether the output matrix stays in host memory with some of the layers."""
+    expert_layers_on_host: int = 0
+    """Of the mixture layers on accelerators, the first so many keep their routed experts in host memory
+    (`--n-cpu-moe`)."""
 
 
 @record

@@ -1,4 +1,4 @@
-"""Bytes of a build's tensors by where llama.cpp can put them: embedding table, each layer, its experts, output matrix."""
+"""Bytes of a build's tensors by where llama.cpp can put them: embeddings, each layer, its experts, output matrix."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from provision.sizing.tensors import Matrix, attention_matrices, feed_forward_ma
 _METADATA_SHARE, _METADATA_BYTES = 0.001, 24 * 2**20
 """A file may be larger than its tensors by this much before the tensors are scaled: vocabulary and header take 5 to
 16 MB, tensors are padded to 32 bytes. It may be smaller by the share: small tensors that are not modelled."""
+LARGEST_DENSE_SHARE = 0.25
+"""Of a layer without its experts: one matrix of the gated unit, which is a quarter to a third of a layer."""
 
 
 @by_identity
@@ -33,7 +35,9 @@ def layout(model: ModelSpec, build: ModelBuild, quantization: Quantization) -> W
     computed = _computed(model, quantization, build.expanded_cache)
     total = computed.embedding_bytes + computed.output_bytes + sum(computed.layer_bytes)
     excess = build.weights_bytes - total
-    if -_METADATA_SHARE * total <= excess <= max(_METADATA_BYTES, _METADATA_SHARE * total) and sum(computed.layer_bytes):
+    if -_METADATA_SHARE * total <= excess <= max(_METADATA_BYTES, _METADATA_SHARE * total) and sum(
+        computed.layer_bytes
+    ):
         return computed
     ends = computed.embedding_bytes + computed.output_bytes
     if build.weights_bytes <= ends:
@@ -58,6 +62,18 @@ def computed_bytes(model: ModelSpec, quantization: Quantization, *, expanded_cac
     """Sum of all tensors as the shape and the mix give it, before any scaling; file metadata left out."""
     made = _computed(model, quantization, expanded_cache)
     return made.embedding_bytes + made.output_bytes + sum(made.layer_bytes)
+
+
+def largest_expert_share(model: ModelSpec, quantization: Quantization) -> float:
+    """Of the routed experts of the layer with the most: their largest matrix, a third where all have one type."""
+    mix = mixes.mix_of(quantization.id)
+    if mix is None or model.experts is None:
+        return 1 / 3
+    shape = mixes.MixShape(model.layer_count, _query_heads_per_kv_head(model), model.experts.count, False, False)
+    inner, hidden = model.experts.feed_forward_size, model.hidden_size
+    up = inner * mixes.row_bytes(mixes.layer_type(mix, shape, "experts_up", 0), hidden)
+    down = hidden * mixes.row_bytes(mixes.layer_type(mix, shape, "experts_down", 0), inner)
+    return max(up, down) / (2 * up + down)
 
 
 @by_identity
@@ -118,4 +134,3 @@ def _query_heads_per_kv_head(model: ModelSpec) -> int:
         if isinstance(group, LatentAttentionLayers):
             return 1
     return 1
-
