@@ -145,7 +145,65 @@ class _Case:
     def engine_of(self, candidate: Candidate) -> EngineSpec:
         return next(e for e in self.engines if (e.id, e.version) == (candidate.engine, candidate.engine_version))
 
-    def completed(
+    def completed(self, candidate: Candidate) -> Candidate:
+        """With how far it can be stretched, and what its engine would do if left to itself."""
+        return completed(
+            self.machine,
+            self.build_of(candidate),
+            self.engine_of(candidate),
+            self.workload,
+            candidate,
+            self.basis,
+        )
+
+    def joint(
+        self, candidates: Sequence[Candidate], selected: tuple[str, ...], *, choose: bool
+    ) -> tuple[tuple[str, ...], JointPlan, list[Finding]]:
+        """The selected models side by side; with `choose` other builds of them where those selected do not hold."""
+        by_id = {c.id: c for c in candidates}
+        chosen = [by_id[one] for one in selected]
+        engine = self.engine_of(chosen[0])
+
+        def side_by_side(found: Sequence[Build]) -> JointPlan:
+            return load_together(self.machine, found, engine, self.workload, self.efficiency_of, self.basis)
+
+        plan = side_by_side([self.build_of(c) for c in chosen])
+        if plan.resident:
+            return selected, plan, []
+        options = [
+            sorted(
+                (self.build_of(c) for c in candidates if (c.model, c.engine) == (one.model, one.engine)),
+                key=lambda build: build[2].rank,
+                reverse=True,
+            )
+            for one in chosen
+        ]
+        better = choose_together(self.machine, options, engine, self.workload, self.basis)
+        if better and choose:
+            plan = side_by_side(better)
+            return tuple(c.id for c in plan.candidates), plan, []
+        return selected, plan, [not_together(plan, engine, self.machine, better)]
+
+    def offers(self, spec: ModelSpec, candidates: Sequence[Candidate]) -> list[Finding]:
+        """What to change so that a model that was named is all on accelerators, when it is not."""
+        best = next((c for c in candidates if c.model == spec.id), None)
+        if not self.machine.accelerators or (best is not None and is_resident(best)):
+            return []
+        wanted = [b for b in self.considered if b[0].id == spec.id]
+        target = next((b for b in wanted if best and b[1].quantization == best.quantization), wanted[0])
+        return would_fit(
+            self.machine,
+            target,
+            builds(self.catalog, self.catalog.models, ()),
+            self.engine_of(best) if best else self.engines[0],
+            self.workload,
+            self.efficiency_of,
+            self.catalog.accelerators,
+            self.basis,
+        )
+
+
+def completed(
     machine: Machine,
     build: Build,
     engine: EngineSpec,
