@@ -78,13 +78,7 @@ def largest_expert_share(model: ModelSpec, quantization: Quantization) -> float:
 @by_identity
 def _computed(model: ModelSpec, quantization: Quantization, joined_latent: bool) -> WeightLayout:
     mix = mixes.mix_of(quantization.id) if quantization.container == "gguf" else None
-    shape = mixes.MixShape(
-        layers=model.layer_count,
-        query_heads_per_kv_head=_query_heads_per_kv_head(model),
-        experts=model.experts.count if model.experts else 0,
-        tied=model.tied_embeddings,
-        is_70b=model.layer_count == 80 and (model.architecture or "llama") in ("llama", "qwen2", "deci"),
-    )
+    shape = mix_shape(model)
     table = model.vocabulary_size * model.hidden_size
     if mix is None:
         embedding = round(table * quantization.embedding_bits_per_weight / 8)
@@ -102,8 +96,15 @@ def _computed(model: ModelSpec, quantization: Quantization, joined_latent: bool)
     if model.tied_embeddings or model.task is ModelTask.EMBEDDING:
         output = 0
     kinds = layer_kinds(model)
+    dense_layers = model.experts.dense_layers if model.experts else 0
     layers, experts = [], []
+    alike: dict[tuple[object, ...], tuple[int, int]] = {}  # most layers are like one before
     for index, kind in enumerate(kinds):
+        key = (kind, index < dense_layers, mix and mixes.layer_class(mix, shape, index))
+        if key in alike:
+            layers.append(alike[key][0])
+            experts.append(alike[key][1])
+            continue
         group = model.layers[kind]
         dense, routed, router = feed_forward_matrices(model, index)
         matrices = attention_matrices(model, group, split_latent=not joined_latent) + dense
@@ -111,6 +112,7 @@ def _computed(model: ModelSpec, quantization: Quantization, joined_latent: bool)
         of_experts = sum(_bytes(m, mix, quantization, shape, index) for m in routed)
         layers.append(round(size + of_experts) + router + small_bytes(model, group))
         experts.append(round(of_experts))
+        alike[key] = layers[-1], experts[-1]
     output += model.hidden_size * 4  # the last norm
     return WeightLayout(
         embedding_bytes=embedding,
@@ -124,6 +126,17 @@ def _bytes(matrix: Matrix, mix: str | None, quantization: Quantization, shape: m
     if mix is None:
         return matrix.rows * matrix.columns * quantization.bits_per_weight / 8
     return matrix.rows * mixes.row_bytes(mixes.layer_type(mix, shape, matrix.role, layer), matrix.columns)
+
+
+def mix_shape(model: ModelSpec) -> mixes.MixShape:
+    """What the rules of quantization mixes look at."""
+    return mixes.MixShape(
+        layers=model.layer_count,
+        query_heads_per_kv_head=_query_heads_per_kv_head(model),
+        experts=model.experts.count if model.experts else 0,
+        tied=model.tied_embeddings,
+        is_70b=model.layer_count == 80 and (model.architecture or "llama") in ("llama", "qwen2", "deci"),
+    )
 
 
 def _query_heads_per_kv_head(model: ModelSpec) -> int:
