@@ -58,7 +58,7 @@ def assess(
         placement=placement,
         speed=predicted,
     )
-    findings = _findings(machine, model, candidate, workload)
+    findings = _findings(machine, model, candidate, engine)
     if engine.paged is not None:
         findings += vllm.findings(machine, engine, candidate, workload)
     if not findings:
@@ -254,10 +254,10 @@ def _does_not_fit(candidate: Candidate, machine: Machine, engine: EngineSpec, wo
     )  # fmt: skip
 
 
-def _findings(machine: Machine, model: ModelSpec, candidate: Candidate, workload: Workload) -> list[Finding]:
+def _findings(machine: Machine, model: ModelSpec, candidate: Candidate, engine: EngineSpec) -> list[Finding]:
     findings = []
     placement = candidate.placement
-    if machine.accelerators and placement.gpu_layers < placement.layers:
+    if machine.accelerators and engine.partial_offload and placement.gpu_layers < placement.layers:
         findings.append(_partial_offload(machine, candidate))
     if candidate.speed is None and model.task is ModelTask.TEXT:
         findings.append(_unknown_speed(machine, placement))
