@@ -22,7 +22,7 @@ from functools import lru_cache
 from math import ceil, floor
 
 from provision.domain.finding import Finding
-from provision.domain.hardware import Machine, MemoryKind
+from provision.domain.hardware import Machine, MemoryKind, MemoryPool
 from provision.domain.llm import (
     AttentionLayers,
     EngineSpec,
@@ -58,12 +58,14 @@ def place(
     `memory.fits(estimate)`.
     """
     case = _Case(machine, model, build, engine, _paged(engine), workload, basis)
-    answer = None
-    for cards in _layouts(case):
+    layouts = list(_layouts(case))
+    for cards in layouts:
+        if cards is not layouts[-1] and case.hopeless(cards):
+            continue
         answer = case.bill(cards)
         if all(d.headroom_bytes is None or d.headroom_bytes >= 0 for d in answer[1].devices):
-            break
-    return answer or case.host_bill()
+            return answer
+    return answer if layouts else case.host_bill()
 
 
 def cache_pool(
@@ -183,20 +185,27 @@ class _Case:
     workload: Workload
     basis: CapacityBasis
 
+    def hopeless(self, cards: tuple[int, ...]) -> bool:
+        """Not even the weights go: nothing to itemise."""
+        total = self.machine.pool_of(self.machine.accelerators[cards[0]]).total_bytes
+        return total is not None and self.build.weights_bytes > total * len(cards)
+
     def bill(self, cards: tuple[int, ...]) -> tuple[Placement, MemoryEstimate]:
         """On `cards`, indices of equal accelerators, under tensor parallelism where there are several."""
         count = len(cards)
         accelerator = self.machine.accelerators[cards[0]]
-        pool = self.machine.pool_of(accelerator)
+        pool = self._pool_of(cards[0])
         reserved = self.paged.driver_bytes if _driver_keeps(accelerator.vendor, accelerator.memory_kind) else 0
         seen = None if pool.total_bytes is None else max(0, pool.total_bytes - reserved)
         tier = _tier(self.paged, seen, accelerator.name)
         fixed = self._fixed(count, tier)
         blocks = cache_pool(self.model, self.engine, self.workload, tier, devices=count)
-        row, facts = self._row(fixed, blocks, self._budget(seen, pool.available_bytes))
+        budgets = [self._budget(seen, self._pool_of(index).available_bytes) for index in cards]
+        # All devices get as many blocks as the one with the least room.
+        row, facts = self._row(fixed, blocks, None if seen is None else min(b for b in budgets if b is not None))
         devices = tuple(
-            _device(f"gpu{index}", self.machine.accelerators[index].name, fixed, row, self._budget_of(index))
-            for index in cards
+            _device(f"gpu{index}", accelerator.name, fixed, row, budget)
+            for index, budget in zip(cards, budgets, strict=True)
         )
         layers, extra = divmod(self.model.layer_count, count)
         shares = {index: layers + (position < extra) for position, index in enumerate(cards)}
@@ -216,13 +225,8 @@ class _Case:
         devices = (_device("host", "host memory", fixed, row, budget),)
         return Placement(gpu_layers=0, layers=self.model.layer_count), _estimate(devices, facts)
 
-    def _budget_of(self, index: int) -> int | None:
-        accelerator = self.machine.accelerators[index]
-        pool = self.machine.pool_of(accelerator)
-        reserved = self.paged.driver_bytes if _driver_keeps(accelerator.vendor, accelerator.memory_kind) else 0
-        return self._budget(
-            None if pool.total_bytes is None else max(0, pool.total_bytes - reserved), pool.available_bytes
-        )
+    def _pool_of(self, index: int) -> MemoryPool:
+        return self.machine.pool_of(self.machine.accelerators[index])
 
     def _budget(self, seen: int | None, available: int | None) -> int | None:
         """What the engine takes of a device; what is free where that is less, with a smaller fraction set."""
