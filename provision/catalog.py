@@ -23,7 +23,7 @@ import provision
 from provision.domain import hardware as _hardware
 from provision.domain import llm as _llm
 from provision.domain.finding import Finding
-from provision.domain.hardware import AcceleratorSpec
+from provision.domain.hardware import AcceleratorSpec, Interconnect
 from provision.domain.llm import (
     Claim,
     Efficiency,
@@ -39,7 +39,7 @@ from provision.domain.llm import (
 from provision.errors import InvalidFile, UsageError
 from provision.resources import cache_dir, data_dir, user_data_dir
 
-_T = TypeVar("_T", Quantization, EngineSpec, Tier, MemoryPlatform, Source)
+_T = TypeVar("_T", Quantization, EngineSpec, Interconnect, Tier, MemoryPlatform, Source)
 
 
 _TABLES: dict[str, tuple[type, str, tuple[str, ...]]] = {
@@ -47,7 +47,8 @@ _TABLES: dict[str, tuple[type, str, tuple[str, ...]]] = {
     "build": (ModelBuild, "builds", ("model", "quantization")),
     "claim": (Claim, "claims", ("tier", "model", "quantization", "text")),
     "efficiency": (Efficiency, "efficiency", ("device_class", "engine", "quantization_family")),
-    "engine": (EngineSpec, "engines", ("id",)),
+    "engine": (EngineSpec, "engines", ("id", "version")),
+    "interconnect": (Interconnect, "interconnects", ("id",)),
     "model": (ModelSpec, "models", ("id",)),
     "platform": (MemoryPlatform, "platforms", ("id",)),
     "price": (Price, "prices", ("hardware", "on", "kind")),
@@ -62,6 +63,7 @@ SCHEMAS: dict[str, tuple[str, ...]] = {
     "efficiency": ("efficiency",),
     "engines": ("engine",),
     "hardware": ("accelerator",),
+    "interconnects": ("interconnect",),
     "models": ("model", "build"),
     "platforms": ("platform",),
     "prices": ("price",),
@@ -83,6 +85,7 @@ class Catalog:
     claims: tuple[Claim, ...] = ()
     efficiency: tuple[Efficiency, ...] = ()
     engines: tuple[EngineSpec, ...] = ()
+    interconnects: tuple[Interconnect, ...] = ()
     models: tuple[ModelSpec, ...] = ()
     platforms: tuple[MemoryPlatform, ...] = ()
     prices: tuple[Price, ...] = ()
@@ -119,9 +122,14 @@ class Catalog:
     def accelerator(self, name: str) -> AcceleratorSpec:
         """By id, the name that the driver reports, or alias; whole names only, case, spaces and maker do not matter.
 
-        A name that several memory sizes share ("RTX 4060 Ti") raises UsageError `ambiguous-gpu`.
+        An id or alias goes before a reported name: "RTX 3060" is the one of 12 GB, though one of 8 GB reports it too.
+        A name that several memory sizes share and none owns ("RTX 4060 Ti") raises UsageError `ambiguous-gpu`.
         """
-        found = self.accelerators_by_name.get(fold_hardware(name), ())
+        folded = fold_hardware(name)
+        found = self.accelerators_by_name.get(folded, ())
+        if len(found) > 1:
+            owners = tuple(spec for spec in found if folded in map(fold_hardware, (spec.id, *spec.aliases)))
+            found = owners if len(owners) == 1 else found
         if len(found) == 1:
             return found[0]
         if found:
@@ -134,10 +142,25 @@ class Catalog:
         return self._one("quantization", name, self._quantizations, "provision catalog list quantizations")
 
     def engine(self, name: str) -> EngineSpec:
-        return self._one("engine", name, self._engines, "provision catalog list engines")
+        """By id, the newest version known; or one version, written `ollama@0.24.0`."""
+        found = self._engines.get(_fold(name))
+        if found is None:
+            near = nearest(_fold(name), self._engines, lambda entry: f"{entry.id}@{entry.version}")
+            raise _unknown("engine", name, near, "provision catalog list engines")
+        return found
+
+    @cached_property
+    def newest_engines(self) -> tuple[EngineSpec, ...]:
+        """Of every engine the newest version, in order of id."""
+        newest = {engine.id: engine for engine in sorted(self.engines, key=lambda e: (e.id, version_key(e.version)))}
+        return tuple(newest.values())
 
     def tier(self, name: str) -> Tier:
         return self._one("tier", name, self._tiers, "provision catalog list tiers")
+
+    def interconnect(self, name: str) -> Interconnect:
+        """A link by id or name: `AcceleratorSpec.pcie` is one."""
+        return self._one("interconnect", name, self._interconnects, "provision catalog check")
 
     def platform(self, name: str) -> MemoryPlatform:
         """Host memory by id or alias."""
@@ -179,7 +202,12 @@ class Catalog:
 
     @cached_property
     def _engines(self) -> dict[str, EngineSpec]:
-        return {_fold(entry.id): entry for entry in self.engines}
+        versions = {_fold(f"{entry.id}@{entry.version}"): entry for entry in self.engines}
+        return versions | {_fold(entry.id): entry for entry in self.newest_engines}
+
+    @cached_property
+    def _interconnects(self) -> dict[str, Interconnect]:
+        return {_fold(name): entry for entry in self.interconnects for name in (entry.name, entry.id)}
 
     @cached_property
     def _tiers(self) -> dict[str, Tier]:
@@ -404,6 +432,11 @@ _MAKERS = {"nvidia", "geforce", "amd", "radeon", "intel", "apple", "r", "tm", "g
 
 def _fold(name: str) -> str:
     return name.strip().casefold()
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """Versions in their own order: 0.9 before 0.10; what is no number does not count."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def fold_model(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from provision.catalog import Catalog, Entry, entries_of, files_of, fold_hardware, fold_model, merged, nearest, order
 from provision.domain.finding import Finding
-from provision.domain.hardware import MemoryKind
+from provision.domain.hardware import AcceleratorSpec, MemoryKind
 from provision.domain.llm import Price, Tier
 
 _STALE_AFTER = timedelta(days=180)
@@ -51,6 +51,9 @@ def check_catalog(extra: Path | None = None, *, root: Path | None = None, today:
 
 _Problems = Iterator[tuple[str, str]]
 
+_FIGURES = ("layers", "experts", "layer_pattern", "usable_memory")
+"""Fields that are no numbers but hold some."""
+
 
 def _unsorted(entries: list[Entry], _catalog: Catalog) -> _Problems:
     seen: dict[tuple[str, str, tuple[Any, ...]], str] = {}
@@ -76,7 +79,7 @@ def _without_provenance(entries: list[Entry], _catalog: Catalog) -> _Problems:
         for name in sorted(names):
             value = getattr(entry.record, name)
             is_number = isinstance(value, int | float | date) and not isinstance(value, bool)
-            if (is_number or name == "layers") and name not in provenance and "*" not in provenance:
+            if (is_number or (name in _FIGURES and value)) and name not in provenance and "*" not in provenance:
                 yield f"{entry.label}: {name} has no source", f'add provenance.{name} = "SOURCE-ID"'
         for name in sorted(provenance.keys() - names - {"*"}):
             yield f"{entry.label}: provenance.{name} is of no key here", f"remove provenance.{name}"
@@ -91,6 +94,7 @@ def _broken_references(entries: list[Entry], catalog: Catalog) -> _Problems:
         "platform": {entry.id for entry in catalog.platforms},
         "tier": {entry.id for entry in catalog.tiers},
         "engine": {entry.id for entry in catalog.engines} | {"any"},
+        "interconnect": {entry.name for entry in catalog.interconnects},
     }
     used = set()
     for entry in entries:
@@ -117,6 +121,8 @@ def _references(record: Any) -> Iterator[tuple[str, str]]:
         value = getattr(record, name, None)
         if isinstance(value, str):
             yield "source" if name.endswith("source") else name, value
+    if isinstance(record, AcceleratorSpec) and record.pcie:
+        yield "interconnect", record.pcie
     if isinstance(record, Price):
         yield "accelerator", record.hardware
     if isinstance(record, Tier):

@@ -15,10 +15,18 @@ from provision.errors import InvalidFile, UsageError
 T = TypeVar("T")
 
 
+_FIELDS: dict[type, tuple[str, ...] | None] = {}
+"""Names of a record's fields by its type, looked up once: `dataclasses.fields` takes longer than reading them."""
+
+
 def to_plain(value: object) -> object:
     """`default=` for `json.dumps`: a record becomes an object of its fields, a date its ISO form, a path its text."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in fields(value)}
+    kind = type(value)
+    if kind not in _FIELDS:
+        _FIELDS[kind] = tuple(field.name for field in fields(value)) if is_dataclass(value) else None
+    names = _FIELDS[kind]
+    if names is not None:
+        return {name: getattr(value, name) for name in names}
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, Path):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from provision.cli import where
+from provision.cli.batch import COLUMNS, estimate_rows
 from provision.cli.workload import (
     DEFAULT_CONTEXT,
     CacheOption,
@@ -19,16 +19,19 @@ from provision.cli.workload import (
     workload,
 )
 from provision.domain.finding import Finding
-from provision.errors import ExitCode, InvalidFile, NothingFits, ProvisionError, UsageError
+from provision.errors import ExitCode, NothingFits, UsageError
 from provision.output.documents import Result
 from provision.units import format_bytes
 
 if TYPE_CHECKING:
     from provision.catalog import Catalog
-    from provision.domain.plan import Candidate, Workload
+    from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, Quantization
+    from provision.domain.plan import Candidate, JointPlan, Workload
     from provision.output.console import Screen
+    from provision.sizing.placing import Build
 
-_BATCH_COLUMNS = ("id", "model", "quant", "gpu", "ram", "memory_platform", "context", "users", "kv_cache")
+_LAID_OUT_ROWS = 200
+"""More rows than this are printed as they come, without fitting them to the terminal."""
 
 
 def command(
@@ -42,8 +45,14 @@ def command(
     engine: Annotated[str, typer.Option(help="Engine to size for.")] = "ollama",
     batch: Annotated[
         Path | None,
-        typer.Option("--batch", help=f"Many cases: a CSV with the columns {', '.join(_BATCH_COLUMNS)}."),
+        typer.Option("--batch", help=f"Many cases: a CSV with the columns {', '.join(COLUMNS)}."),
     ] = None,
+    draft: Annotated[
+        str | None, typer.Option("--draft", metavar="MODEL", help="Estimate speculation with this small model.")
+    ] = None,
+    draft_tokens: Annotated[
+        int, typer.Option("--draft-tokens", min=1, max=64, help="Tokens drafted in each round.")
+    ] = 4,
     tier: where.TierId = None,
     gpu: where.Gpus = None,
     ram: where.Ram = None,
@@ -62,6 +71,7 @@ def command(
     Examples:
       provision estimate llama3.1:8b --quant F16 --gpu "RTX 4090" --ram 64GiB --context 4k
       provision estimate ./model.gguf --gpu "2x RTX 3090" --ram 64GiB
+      provision estimate qwen2.5-coder:32b --draft qwen2.5-coder:7b --engine llamacpp --gpu "RTX A6000" --ram 64GiB
       provision estimate --batch rows.csv --json
     """
     from provision.catalog import load_catalog
@@ -72,14 +82,17 @@ def command(
         ram=ram, disk=disk, cpu=cpu, memory_platform=memory_platform, machine_file=machine,
     )  # fmt: skip
     if batch is not None:
-        if model or quant or users != 1 or context != DEFAULT_CONTEXT or chosen != where.Where():
+        if model or quant or draft or users != 1 or context != DEFAULT_CONTEXT or chosen != where.Where():
             raise UsageError(
                 "--batch takes models, machines and workloads from the file alone", hint=f"--batch {batch}"
             )
-        return _batch(batch, catalog, engine)
+        cases, errors = estimate_rows(batch, catalog, engine)
+        return _result(tuple(cases), (), tuple(errors))
     if model is None:
         raise UsageError("no model given", hint="provision estimate llama3.1:8b")
     asked = workload(context, users, kv_cache, prompt_tokens, output_tokens)
+    if draft is not None:
+        return _with_draft(catalog, chosen, (model, draft), quant, engine, asked, draft_tokens)
     case = _case(catalog, chosen, model, quant, engine, asked)
     return _result((case,), case.findings, again=_typed(chosen))
 
@@ -87,73 +100,82 @@ def command(
 def _case(
     catalog: Catalog, chosen: where.Where, model: str, quant: str | None, engine: str, asked: Workload
 ) -> Candidate:
-    from provision.cli.planning import builds, default_quantization
-    from provision.domain.plan import RejectionReason
-    from provision.sizing.planner import assess, refusal
+    """With its limits, and what the engine would do if left to itself."""
+    from provision.cli.planning import completed
+    from provision.sizing.planner import assess
     from provision.sizing.speed import efficiency_lookup
+
+    build = named_build(catalog, model, quant)
+    engine_spec = catalog.engine(engine)
+    refuse(*build, engine_spec, asked)
+    machine = where.one_machine(chosen, catalog)
+    case = assess(machine, *build, engine_spec, asked, efficiency_lookup(catalog.efficiency))
+    return completed(machine, build, engine_spec, asked, case)
+
+
+def named_build(catalog: Catalog, model: str, quant: str | None) -> Build:
+    """A build of the catalog, by default in the quantization that people usually pull, or a local .gguf file."""
+    from provision.cli.planning import builds, default_quantization
 
     if model.lower().endswith(".gguf"):
         from provision.gguf import read_model
 
-        spec, build, quantization = read_model(Path(model))
-    else:
-        spec = catalog.model(model)
-        spec, build, quantization = builds(catalog, [spec], [quant or default_quantization(catalog, spec)])[0]
-    engine_spec = catalog.engine(engine)
-    refused = refusal(spec, build, quantization, engine_spec, asked)
+        return read_model(Path(model))
+    spec = catalog.model(model)
+    return builds(catalog, [spec], [quant or default_quantization(catalog, spec)])[0]
+
+
+def refuse(spec: ModelSpec, build: ModelBuild, quantization: Quantization, engine: EngineSpec, asked: Workload) -> None:
+    """Raises NothingFits for what needs no machine to be refused."""
+    from provision.domain.plan import RejectionReason
+    from provision.sizing.remarks import refusal
+
+    refused = refusal(spec, build, quantization, engine, asked)
     if refused is not None and refused.reason is not RejectionReason.NOT_PUBLISHED:  # sizing needs no tag
         code = refused.reason.value.replace("_", "-")
         raise NothingFits(f"{spec.id} {build.quantization}: {refused.message}", hint=refused.hint, code=code)
-    machine = where.one_machine(chosen, catalog)
-    return assess(machine, spec, build, quantization, engine_spec, asked, efficiency_lookup(catalog.efficiency))
 
 
-def _batch(path: Path, catalog: Catalog, engine: str) -> Result:
-    """Every row of a CSV; a row that cannot be estimated is an error with its line, and the others go on."""
+def _with_draft(
+    catalog: Catalog,
+    chosen: where.Where,
+    models: tuple[str, str],
+    quant: str | None,
+    engine: str,
+    asked: Workload,
+    draft_tokens: int,
+) -> Result:
+    """A model and its draft side by side, the draft loaded first, so that the model has what is left."""
     from dataclasses import replace
 
-    cases, errors = [], []
-    for line, row in _rows(path):
-        try:
-            asked = workload(row["context"] or DEFAULT_CONTEXT, _whole(row["users"]), row["kv_cache"] or "f16")
-            chosen = where.Where(
-                gpus=[row["gpu"]] if row["gpu"] else (),
-                ram=row["ram"] or None,
-                memory_platform=row["memory_platform"] or None,
-            )
-            case = _case(catalog, chosen, row["model"], row["quant"] or None, engine, asked)
-            cases.append(replace(case, id=row["id"] or str(line)))
-        except ProvisionError as error:
-            errors.append(Finding(code=error.code, message=f"{path.name}:{line}: {error.message}", hint=error.hint))
-    return _result(tuple(cases), (), tuple(errors))
+    from provision.sizing.speculation import VOCABULARY_DIFFERENCE_MAX, speculate
+    from provision.sizing.speed import efficiency_lookup
+    from provision.sizing.together import together
 
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    import csv
-
-    hint = f"the first line names the columns: {','.join(_BATCH_COLUMNS)}"
-    try:
-        if path.exists() and not path.is_file():
-            raise InvalidFile(f"{path} is not a file", hint=hint)
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, restval="", restkey="extra")
-            unknown = set(reader.fieldnames or ()) - set(_BATCH_COLUMNS)
-            if "model" not in (reader.fieldnames or ()) or unknown:
-                raise InvalidFile(
-                    f"{path}: unknown or missing columns: {', '.join(sorted(unknown)) or 'model'}", hint=hint
-                )
-            for row in reader:
-                yield reader.line_num, {name: (row.get(name) or "").strip() for name in _BATCH_COLUMNS}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InvalidFile(f"cannot read {path}: {reason}", hint=hint) from error
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text or 1)
-    except ValueError:
-        raise UsageError(f"users '{text}' is not a whole number", hint="users,8") from None
+    spec = catalog.engine(engine)
+    if not spec.draft_models:
+        raise UsageError(
+            f"{spec.id} {spec.version} takes no draft model", hint="--engine llamacpp", code="engine-cannot-draft"
+        )
+    target, draft = named_build(catalog, models[0], quant), named_build(catalog, models[1], None)
+    refuse(*target, spec, asked)
+    refuse(*draft, spec, asked)
+    if abs(target[0].vocabulary_size - draft[0].vocabulary_size) > VOCABULARY_DIFFERENCE_MAX:
+        raise UsageError(
+            f"{draft[0].id} cannot draft for {target[0].id}: {draft[0].vocabulary_size:,} tokens in the vocabulary "
+            f"against {target[0].vocabulary_size:,}",
+            hint=f"--draft with a small model of the family {target[0].family}",
+            code="vocabulary-differs",
+        )
+    machine = where.one_machine(chosen, catalog)
+    joint = together(machine, [draft, target], spec, asked, efficiency_lookup(catalog.efficiency))
+    helper, case = joint.candidates
+    case = replace(case, speculation=speculate(target[0], case, helper, draft_tokens))
+    joint = replace(joint, candidates=(helper, case))
+    result = _result((case,), (), again=_typed(chosen))
+    return replace(
+        result, data={"cases": (case,), "together": joint}, show=lambda screen: _show(screen, (case,), joint)
+    )
 
 
 def _result(
@@ -201,21 +223,46 @@ def _typed(chosen: where.Where) -> str:
     return "".join(f" {option} {shlex.quote(value)}" for option, value in pairs if value)
 
 
-def _show(screen: Screen, cases: tuple[Candidate, ...]) -> None:
+def _show(screen: Screen, cases: tuple[Candidate, ...], joint: JointPlan | None = None) -> None:
     from provision.output import views
 
     if len(cases) != 1:
-        table = screen.table("id", "model", "quant", "memory", "placement", "fits", "decode tok/s", right=("memory",))
-        for case in cases:
-            decode = views.rate(case.speed.decode_tokens_per_s if case.speed else None)
-            memory = format_bytes(case.memory.total_bytes)
-            fits = "yes" if case.fits else "no"
-            where_to = views.placement_text(case)
-            table.add_row(case.id, case.model, case.quantization, memory, where_to, fits, decode)
-        screen.print(table)
+        _show_many(screen, cases)
         return
     (case,) = cases
-    screen.print(f"{case.model} {case.quantization} with {case.engine}: {views.placement_text(case)}")
+    screen.print(
+        f"{case.model} {case.quantization} with {case.engine} {case.engine_version}: {views.placement_text(case)}"
+    )
     views.show_memory(screen, case)
     views.show_kv_pool(screen, case)
     views.show_speed(screen, case)
+    if joint is not None:
+        views.show_speculation(screen, case)
+        views.show_together(screen, joint)
+    else:
+        screen.print(views.room_line(case))
+
+
+def _show_many(screen: Screen, cases: tuple[Candidate, ...]) -> None:
+    from provision.output import views
+
+    columns = ("id", "model", "quant", "memory", "placement", "fits", "decode tok/s")
+    rows = [
+        (
+            case.id,
+            case.model,
+            case.quantization,
+            format_bytes(case.memory.total_bytes),
+            views.placement_text(case),
+            "yes" if case.fits else "no",
+            views.rate(case.speed.decode_tokens_per_s if case.speed else None),
+        )
+        for case in cases
+    ]
+    if len(rows) > _LAID_OUT_ROWS:
+        screen.print_rows(columns, rows, right=("memory",))
+        return
+    table = screen.table(*columns, right=("memory",))
+    for row in rows:
+        table.add_row(*row)
+    screen.print(table)

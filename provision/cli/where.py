@@ -113,9 +113,13 @@ def look(where: Where, catalog: Catalog) -> tuple[list[Machine], list[HostFailur
     _refuse_conflicts(where)
     found, failures = _found(where, catalog)
     if where.memory_platform:
-        bandwidth = catalog.platform(where.memory_platform).bandwidth_bytes_per_s
-        found = [_with_host_bandwidth(one, bandwidth) for one in found]
+        found = [with_platform(one, where.memory_platform, catalog) for one in found]
     return found, failures
+
+
+def with_platform(machine: Machine, platform: str, catalog: Catalog) -> Machine:
+    """The machine with the bandwidth of that kind of host memory. Raises UsageError, also where it has its own."""
+    return _with_host_bandwidth(machine, catalog.platform(platform).bandwidth_bytes_per_s)
 
 
 def parse_gpu(text: str) -> tuple[int, str]:

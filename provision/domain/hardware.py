@@ -40,6 +40,17 @@ class Origin(StrEnum):
 
 
 @record
+class MemoryShare:
+    """Share of the host's memory that its accelerator may take by default, where the host has `from_bytes` or more.
+
+    Apple's `iogpu.wired_limit_mb` when nobody has set it, which Metal reports as `recommendedMaxWorkingSetSize`.
+    """
+
+    from_bytes: int
+    fraction: float
+
+
+@record
 class AcceleratorSpec:
     """A card (or the accelerator of a chip) as the catalog knows it."""
 
@@ -49,6 +60,8 @@ class AcceleratorSpec:
     """nvidia, amd, intel or apple."""
     device_class: str
     """Key into efficiency.toml: parts that share memory kind and software stack, e.g. `nvidia-gddr`."""
+    architecture: str | None = None
+    """Generation as one lower-case word: pascal, turing, ampere, ada, blackwell, rdna3, cdna2, battlemage, apple-m4."""
     reported_names: tuple[str, ...] = ()
     """Exact names that drivers print for it; variants that differ in memory may share one."""
     aliases: tuple[str, ...] = ()
@@ -59,14 +72,43 @@ class AcceleratorSpec:
     reported_memory_bytes: int | None = None
     """What the driver reports as total, where known; it wins over the nominal size when planning."""
     memory_bandwidth_bytes_per_s: float | None = None
+    memory_type: str | None = None
+    """gddr6x, hbm3, lpddr5x, ..."""
+    memory_bus_bits: int | None = None
+    usable_memory: tuple[MemoryShare, ...] = ()
+    """Of unified memory, by size of the pool; empty where nothing but the pool's size limits the accelerator."""
     fp16_flops_per_s: float | None = None
     """Dense FP16 matrix rate, with FP16 accumulation where that is faster; None for parts without fast FP16."""
+    fp32_flops_per_s: float | None = None
+    """FP32 rate of the shaders: what parts without matrix units compute with."""
     power_limit_w: float | None = None
     pcie: str | None = None
+    """Width and generation, "PCIe 4.0 x16": the name of an `Interconnect`."""
+    nvlink_bytes_per_s: float | None = None
+    """Per direction, over all its links together; None where it has none or its rate is not known."""
     released: date | None = None
     provenance: dict[str, str]
     """Field name to source id, for every number."""
     notes: str | None = None
+
+    def usable_memory_bytes(self, pool_bytes: int) -> int:
+        """What the accelerator may take by default of a host's memory of that size; all where nothing is known."""
+        shares = [share for share in self.usable_memory if share.from_bytes <= pool_bytes]
+        if not shares:
+            return pool_bytes
+        return int(pool_bytes * max(shares, key=lambda share: share.from_bytes).fraction)
+
+
+@record
+class Interconnect:
+    """A link between devices, or between a device and its host."""
+
+    id: str
+    name: str
+    """As `AcceleratorSpec.pcie` writes it, e.g. "PCIe 4.0 x16"."""
+    bandwidth_bytes_per_s: float
+    """Per direction, after line coding; packet headers take some per cent more."""
+    provenance: dict[str, str]
 
 
 @record

@@ -19,6 +19,8 @@ class AttentionLayers:
     key_dim: int
     value_dim: int
     window_tokens: int | None = None
+    state_bytes_per_sequence: int = 0
+    """Of a recurrent branch beside the attention, in each of these layers (Falcon-H1)."""
 
 
 @record
@@ -152,6 +154,9 @@ class ModelBuild:
     """Where the tag is from, when `source` is not a listing that shows it."""
     artifact: str | None = None
     """File or repository the size belongs to."""
+    expanded_cache: bool = False
+    """A latent-attention file from before the split matrices (April 2025): llama.cpp then stores whole keys and values
+    of every head, not the latent vector."""
     layout: WeightLayout | None = None
     """From the file's own header; None: computed from the shape and the quantization's mix."""
     source: str
@@ -164,6 +169,27 @@ class ReleaseArchive:
     file: str
     sha256: str | None = None
     """None: the checksum list beside the release is used."""
+
+
+@record
+class ContextTier:
+    """Default context of an engine that chooses it by the total memory of all accelerators together."""
+
+    from_memory_bytes: int
+    context_tokens: int
+
+
+@record
+class BatchTier:
+    """Tokens per prefill step that an engine takes by itself for longer contexts, where it sees room for them."""
+
+    above_context_tokens: int
+    """Of all slots together."""
+    batch_tokens: int
+    memory_share: float
+    """Only when the predicted memory is at most this share of what is free."""
+    surcharge_bytes: int
+    """What the engine reckons for the step on top of its prediction."""
 
 
 @record
@@ -220,7 +246,26 @@ class EngineSpec:
     partial_offload: bool
     """Whether layers may stay in host memory."""
     default_context_tokens: int | None = None
-    """None: not set by us as a default, so every plan sets it."""
+    """What the engine takes when nobody sets a context; None: `context_tiers`, or the model's training context."""
+    context_tiers: tuple[ContextTier, ...] = ()
+    """Largest first; the last one holds for the rest. Capped by the training context."""
+    fit_context_tokens_min: int | None = None
+    """The engine lowers a context that nobody set until the model fits, down to this; None: it never does."""
+    default_slots: int = 1
+    """Requests served at the same time when nobody sets it; each has a context of its own."""
+    serial_architectures: tuple[str, ...] = ()
+    """Graphs that this version serves one request at a time, whatever is set."""
+    predicted_share: float | None = None
+    """The engine predicts memory before it loads: at most this share of one device's free memory puts a model there
+    alone, and at most this share of what is free loads it beside others. None: it does neither."""
+    batch_tiers: tuple[BatchTier, ...] = ()
+    """Largest first; below them `batch_tokens`."""
+    embedding_batch_tokens: int | None = None
+    """Tokens per step of embedding models; None: `batch_tokens`."""
+    experts_on_host: bool = False
+    """What does not fit of a mixture of experts: experts go to host memory before whole layers do."""
+    draft_models: bool = False
+    """Whether any small model can be given as a draft."""
     memory_fraction: float | None = None
     """Share of a device's total memory that the engine takes (vLLM)."""
     device_overhead_bytes: int
@@ -229,6 +274,16 @@ class EngineSpec:
     """Left free by the engine on each device."""
     batch_tokens: int
     """Tokens per prefill step (llama.cpp's ubatch); sets the compute buffer."""
+    graph: Literal["llama.cpp-2024", "llama.cpp-2025", "llama.cpp", "ik_llama.cpp"] = "llama.cpp"
+    """Generation of llama.cpp's compute graph, which sets the compute buffers: until and from mid 2025 (fused gated
+    unit), the current one (16-bit mask; dated 2026), or the fork's."""
+    flash_attention: bool = True
+    """Whether attention runs without storing all scores."""
+    logits_of_all_tokens: bool = False
+    """Whether a prefill step has room for the logits of all its tokens; servers of 2026 keep those of one token per
+    slot."""
+    unified_cache: bool = True
+    """Whether all slots share one cache; else each has its own, and its own sliding windows."""
     kv_cache_types: tuple[str, ...] = ("f16", "q8_0", "q4_0")
     """Types of `Workload.kv_cache_type` that it knows; `f16` stands for 16 bits, F16 or BF16."""
     paged: PagedCache | None = None

@@ -120,7 +120,7 @@ def _row(catalog: Catalog, kind: str, entry: Any) -> dict[str, str]:
             }
         case "quantizations":
             return {"id": entry.id, "file": entry.container, "bits per weight": f"{entry.bits_per_weight:g}"}
-        case "platforms":
+        case "platforms" | "interconnects":
             bandwidth = format_bandwidth(entry.bandwidth_bytes_per_s)
             return {"id": entry.id, "name": entry.name, "bandwidth": bandwidth}
         case "prices":

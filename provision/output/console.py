@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, TextIO
@@ -132,6 +132,18 @@ class Screen:
         for column in columns:
             table.add_column(Text(printable(column)), justify="right" if column in right else "left", overflow="fold")
         return table
+
+    def print_rows(self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: tuple[str, ...] = ()) -> None:
+        """Aligned columns, never wrapped, for thousands of rows: rich takes longer to lay them out than sizing them.
+
+        Cells are data here too: nothing in them is markup or an escape sequence.
+        """
+        cells = [[printable(cell) for cell in row] for row in rows]
+        widths = [max(len(name), *(len(row[i]) for row in cells)) for i, name in enumerate(columns)]
+        pads = [str.rjust if name in right else str.ljust for name in columns]
+        for row in (columns, ["-" * width for width in widths], *cells):
+            line = "  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True))
+            self.raw(line.rstrip() + "\n")
 
     def fits(self, table: Table) -> bool:
         """Whether stdout is wide enough to print every row of `table` on one line."""

@@ -10,7 +10,9 @@ import pytest
 
 from provision.catalog import load_catalog
 from provision.catalog_rules import check_catalog
+from provision.domain.hardware import Accelerator, Machine, MemoryPool, Origin
 from provision.errors import InvalidFile, UsageError
+from provision.probes.match import with_catalog
 from provision.resources import cache_dir
 
 SOURCE = '[[source]]\nid = "s"\ntitle = "a sheet"\nkind = "vendor_spec"\nchecked_on = 2026-11-24\n'
@@ -89,6 +91,44 @@ def test_a_name_of_two_sizes_asks_which():
         load_catalog().accelerator("NVIDIA GeForce RTX 4060 Ti")
     assert raised.value.code == "ambiguous-gpu"
     assert raised.value.hint == 'which one: "RTX 4060 Ti 16GB" or "RTX 4060 Ti 8GB"'
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("RTX 3060", "nvidia-rtx-3060-12gb"),
+        ("NVIDIA GeForce RTX 3060", "nvidia-rtx-3060-12gb"),
+        ("RTX 3060 8GB", "nvidia-rtx-3060-8gb"),
+        ("RTX 3080", "nvidia-rtx-3080-10gb"),
+        ("RTX 3080 12 GB", "nvidia-rtx-3080-12gb"),
+        ("RTX 4000 Ada", "nvidia-rtx-4000-ada"),
+        ("Quadro RTX 4000", "nvidia-quadro-rtx-4000"),
+        ("RTX 6000 Ada", "nvidia-rtx-6000-ada"),
+        ("Quadro RTX 6000", "nvidia-quadro-rtx-6000"),
+        ("RTX PRO 6000", "nvidia-rtx-pro-6000-blackwell"),
+        ("RTX A6000", "nvidia-rtx-a6000"),
+        ("H100 NVL", "nvidia-h100-nvl"),
+        ("H100 PCIe", "nvidia-h100-pcie-80"),
+        ("RTX 2000 Ada Laptop", "nvidia-rtx-2000-ada-laptop"),
+        ("RTX 5090 D", "nvidia-rtx-5090-d"),
+    ],
+)
+def test_names_that_others_mix_up(name, expected):
+    assert load_catalog().accelerator(name).id == expected
+
+
+@pytest.mark.parametrize(
+    ("memory_gib", "expected"), [(8, "nvidia-rtx-3060-8gb"), (12, "nvidia-rtx-3060-12gb"), (24, None)]
+)
+def test_of_cards_that_report_one_name_the_size_tells_which(memory_gib, expected):
+    card = Accelerator(
+        index=0,
+        vendor="nvidia",
+        name="NVIDIA GeForce RTX 3060",
+        memory=MemoryPool(total_bytes=memory_gib * 2**30 - 50 * 2**20),
+    )
+    machine = Machine(name="box", origin=Origin.DETECTED, memory=MemoryPool(total_bytes=None), accelerators=(card,))
+    assert with_catalog(machine, load_catalog()).accelerators[0].catalog_id == expected
 
 
 @pytest.mark.parametrize("name", ["RTX 409", "4090 D Laptop", "RTX", "", "nvidia"])

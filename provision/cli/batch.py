@@ -1,0 +1,128 @@
+"""`estimate --batch`: many cases from one CSV file.
+
+Ten thousand rows name a few hundred machines, builds and workloads: each is made once, and a case that comes again is
+not worked out again. Sizing is pure, so that what was found for a row holds for every row that says the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from provision.cli import where
+from provision.cli.workload import DEFAULT_CONTEXT, workload
+from provision.domain.finding import Finding
+from provision.errors import InvalidFile, ProvisionError, UsageError
+
+if TYPE_CHECKING:
+    from provision.catalog import Catalog
+    from provision.domain.hardware import Machine
+    from provision.domain.plan import Candidate, Workload
+
+COLUMNS = ("id", "model", "quant", "gpu", "ram", "memory_platform", "context", "users", "kv_cache")
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def estimate_rows(path: Path, catalog: Catalog, engine: str) -> tuple[list[Candidate], list[Finding]]:
+    """A case for every row of `path`, and an error with its line for every row that cannot be estimated.
+
+    Raises InvalidFile for a file that is not such a CSV, and UsageError for an engine that is not known.
+    """
+    from dataclasses import replace
+
+    from provision.cli.estimate import named_build, refuse
+    from provision.cli.planning import with_default_context
+    from provision.sizing.planner import assess
+    from provision.sizing.speed import efficiency_lookup
+
+    engine_spec = catalog.engine(engine)
+    efficiency_of = efficiency_lookup(catalog.efficiency)
+
+    @_once
+    def asked(context: str, users: str, kv_cache: str) -> Workload:
+        return workload(context or DEFAULT_CONTEXT, _whole(users), kv_cache or "f16")
+
+    build_of = _once(lambda model, quant: named_build(catalog, model, quant or None))
+
+    bare_machine = _once(
+        lambda gpu, ram: where.one_machine(where.Where(gpus=(gpu,) if gpu else (), ram=ram or None), catalog)
+    )
+
+    @_once
+    def machine_of(gpu: str, ram: str, platform: str) -> Machine:
+        machine = bare_machine(gpu, ram)
+        return where.with_platform(machine, platform, catalog) if platform else machine
+
+    @_once
+    def case(
+        model: str, quant: str, gpu: str, ram: str, platform: str, context: str, users: str, kv_cache: str
+    ) -> Candidate:
+        wanted = asked(context, users, kv_cache)
+        build = build_of(model, quant)
+        refuse(*build, engine_spec, wanted)
+        machine = machine_of(gpu, ram, platform)
+        found = assess(machine, *build, engine_spec, wanted, efficiency_of)
+        return with_default_context(machine, build, engine_spec, wanted, found)
+
+    cases, errors = [], []
+    for line, (name, *given) in _rows(path):
+        try:
+            cases.append(replace(case(*given), id=name or str(line)))
+        except ProvisionError as error:
+            errors.append(Finding(code=error.code, message=f"{path.name}:{line}: {error.message}", hint=error.hint))
+    return cases, errors
+
+
+def _once(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """`functools.cache` that keeps refusals too: the search for the name that was meant takes longest of all."""
+    from functools import cache
+
+    @cache
+    def outcome(*arguments: _P.args, **named: _P.kwargs) -> tuple[_T | None, ProvisionError | None]:
+        try:
+            return function(*arguments, **named), None
+        except ProvisionError as error:
+            return None, error
+
+    def answer(*arguments: _P.args, **named: _P.kwargs) -> _T:
+        found, error = outcome(*arguments, **named)  # type: ignore[arg-type]  # all of them are text
+        if error is not None:
+            raise error.with_traceback(None)
+        return found  # type: ignore[return-value]
+
+    return answer
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line number and cells in the order of COLUMNS, empty where the file has no such column."""
+    import csv
+
+    hint = f"the first line names the columns: {','.join(COLUMNS)}"
+    try:
+        if path.exists() and not path.is_file():
+            raise InvalidFile(f"{path} is not a file", hint=hint)
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream)
+            header = next((cells for cells in reader if cells), [])
+            unknown = set(header) - set(COLUMNS)
+            if "model" not in header or unknown:
+                raise InvalidFile(
+                    f"{path}: unknown or missing columns: {', '.join(sorted(unknown)) or 'model'}", hint=hint
+                )
+            places = [header.index(name) if name in header else -1 for name in COLUMNS]
+            for cells in reader:
+                if cells:
+                    yield reader.line_num, [cells[i].strip() if 0 <= i < len(cells) else "" for i in places]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InvalidFile(f"cannot read {path}: {reason}", hint=hint) from error
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text or 1)
+    except ValueError:
+        raise UsageError(f"users '{text}' is not a whole number", hint="users,8") from None
