@@ -76,7 +76,7 @@ def plan_builds(
     """Candidates, best first, and rejections, nearest miss first.
 
     Ranked by: text models before embedding models; builds that are fully on accelerators; those that decode at a
-    reader's pace for each user; then parameters, quantization and speed. A smaller model that is resident goes before
+    reader's pace for each user; four bits or more before less; then parameters, quantization and speed. A smaller model that is resident goes before
     a larger one that spills; of builds too slow to read along the fastest goes first.
     """
     candidates: list[tuple[Candidate, ModelSpec, Quantization]] = []
@@ -132,6 +132,10 @@ def is_resident(candidate: Candidate) -> bool:
     return candidate.placement.gpu_layers == candidate.placement.layers
 
 
+_FOUR_BIT_RANK = 40
+"""Of Q4_0. A larger model in less than four bits goes after a smaller one in four: it loses more than it gains."""
+
+
 def _rank(machine: Machine, candidate: Candidate, model: ModelSpec, quantization: Quantization) -> tuple[float, ...]:
     system = candidate.speed.system_output_tokens_per_s.expected if candidate.speed else 0.0
     per_user = system / candidate.users
@@ -141,6 +145,7 @@ def _rank(machine: Machine, candidate: Candidate, model: ModelSpec, quantization
         float(model.task is ModelTask.TEXT),
         float(resident),
         float(usable),
+        float(quantization.rank >= _FOUR_BIT_RANK),
         float(model.parameters or 0) if usable else 0.0,
         float(quantization.rank) if usable else 0.0,
         per_user,
