@@ -3,119 +3,34 @@
 Engine modelled: llama.cpp, alone or inside Ollama. A device is one accelerator or the host; two cards of 24 GiB are
 never one of 48: layers are split over them whole, and each card pays its own compute buffer and runtime context.
 
-Counted: the published weight bytes, split into input embedding (stays on the host), repeating layers and output matrix;
-the KV cache by layer kind, for every slot; one prefill step's compute buffer; the runtime's context on each device.
-Left out: multimodal projectors, draft models, and the page cache of a memory-mapped file.
+Counted: the tensors (embedding table on the host, each layer, the output matrix; a tied table twice when the output is
+on an accelerator); the KV cache by layer kind and recurrent state, for every slot; the compute buffer of one prefill
+step, on accelerators and on the host; the runtime's context on each device. Left out: multimodal projectors, draft
+models, a file's metadata, and the page cache of a memory-mapped file.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import ceil
 
-from provision.domain.hardware import Machine, MemoryPool
-from provision.domain.llm import (
-    AttentionLayers,
-    EngineSpec,
-    LatentAttentionLayers,
-    Layers,
-    ModelBuild,
-    ModelSpec,
-    ModelTask,
-    Quantization,
-    StateLayers,
-)
+from provision.domain.hardware import Machine
+from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, Quantization
 from provision.domain.plan import CapacityBasis, DeviceMemory, MemoryEstimate, Placement, Workload
+from provision.sizing.bill import Bill, Rooms, bill_for
+from provision.sizing.kv_cache import KV_BYTES_PER_VALUE, kv_bytes, kv_bytes_per_token_at
 
-KV_BYTES_PER_VALUE = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
-"""ggml block sizes: 32 values in 34 or 18 bytes."""
-
-_KV_PADDING_TOKENS = 256
-"""llama.cpp rounds a cache up to this many cells."""
-
-_PIPELINE_COPIES = 4
-"""llama.cpp keeps this many copies of the graph's inputs when layers are split over several devices."""
-
-
-@dataclass(frozen=True, slots=True)
-class WeightParts:
-    """Bytes of one build by where llama.cpp can put them."""
-
-    embedding_bytes: int
-    """Input embedding table: always in host memory."""
-    layer_bytes: float
-    """One repeating layer, the mean over all."""
-    output_bytes: int
-    """Output matrix; for tied embeddings the copy that an accelerator needs."""
-    tied: bool
-
-
-def weight_parts(model: ModelSpec, build: ModelBuild, quantization: Quantization) -> WeightParts:
-    """Split the published size. Layers are taken as equal, which is off by a few MB in mixes that favour some
-    layers.
-    """
-    table = model.vocabulary_size * model.hidden_size
-    embedding = round(table * quantization.embedding_bits_per_weight / 8)
-    output = round(table * quantization.output_bits_per_weight / 8)
-    if model.tied_embeddings:
-        # The one table serves both ends and is kept in the better of the two types.
-        repeating = build.weights_bytes - output
-        return WeightParts(output, repeating / model.layer_count, output, tied=True)
-    if model.task is ModelTask.EMBEDDING:
-        return WeightParts(embedding, (build.weights_bytes - embedding) / model.layer_count, 0, tied=False)
-    repeating = build.weights_bytes - embedding - output
-    return WeightParts(embedding, repeating / model.layer_count, output, tied=False)
-
-
-def kv_bytes(group: Layers, workload: Workload, engine: EngineSpec) -> float:
-    """Cache of all layers of `group`, all users; state layers keep none.
-
-    Full attention: users x context x kv_heads x (key + value dimension) x bytes per value. Sliding window: llama.cpp
-    keeps users x window + one prefill step of tokens. Latent attention: latent + rope per token.
-    """
-    per_value = KV_BYTES_PER_VALUE[workload.kv_cache_type]
-    tokens = workload.users * _padded(workload.context_tokens)
-    if isinstance(group, AttentionLayers):
-        if group.window_tokens is not None:
-            tokens = min(tokens, _padded(workload.users * group.window_tokens + engine.batch_tokens))
-        return group.count * tokens * group.kv_heads * (group.key_dim + group.value_dim) * per_value
-    if isinstance(group, LatentAttentionLayers):
-        return group.count * tokens * (group.latent_dim + group.rope_dim) * per_value
-    return 0.0
-
-
-def kv_bytes_per_token_at(model: ModelSpec, workload: Workload, depth_tokens: float) -> float:
-    """KV bytes that one decode step of one user reads when `depth_tokens` are in its context."""
-    per_value = KV_BYTES_PER_VALUE[workload.kv_cache_type]
-    total = 0.0
-    for group in model.layers:
-        if isinstance(group, AttentionLayers):
-            seen = min(depth_tokens, group.window_tokens or depth_tokens)
-            total += group.count * seen * group.kv_heads * (group.key_dim + group.value_dim) * per_value
-        elif isinstance(group, LatentAttentionLayers):
-            total += group.count * depth_tokens * (group.latent_dim + group.rope_dim) * per_value
-    return total
-
-
-def compute_bytes(
-    model: ModelSpec, workload: Workload, engine: EngineSpec, *, with_output: bool, devices: int = 1
-) -> int:
-    """Scratch memory of one prefill step with flash attention on, on one device.
-
-    The device with the output matrix holds logits for a whole step: batch x vocabulary x 4 bytes. Others hold the
-    widest activations of a layer. Every device holds the attention mask of one user's cache, several copies of it when
-    layers are split. Checked against published logs: 250 of 258 MiB (Llama-3-8B, 512 tokens) and 297 of 301 MiB
-    (Qwen2.5-3B, 4k) are the logits.
-    """
-    batch = min(engine.batch_tokens, workload.context_tokens)
-    widest = 3 * model.hidden_size + 2 * (model.feed_forward_size or 4 * model.hidden_size)
-    layer = batch * widest * 4
-    logits = batch * (model.vocabulary_size + 2 * model.hidden_size) * 4 if with_output else 0
-    if model.task is ModelTask.EMBEDDING:
-        logits = 0
-    mask = batch * _padded(workload.context_tokens) * 4
-    return max(layer, logits) + mask * (_PIPELINE_COPIES if devices > 1 else 1)
+__all__ = [
+    "KV_BYTES_PER_VALUE",
+    "default_split",
+    "fits",
+    "itemise",
+    "kv_bytes",
+    "kv_bytes_per_token_at",
+    "place",
+    "shortfall_bytes",
+]
 
 
 def place(
@@ -129,19 +44,50 @@ def place(
 ) -> tuple[Placement, MemoryEstimate]:
     """The placement that llama.cpp or Ollama would choose, and its bytes.
 
-    All layers on the first single accelerator that holds them; else split over all accelerators in proportion to their
-    room; else as many layers as go, the rest and the output matrix in host memory. Always answers: whether it fits is
-    `fits(estimate)`.
+    All layers on the first single accelerator that holds them; else split over all accelerators; else, for a mixture
+    of experts and an engine that can, the experts of as few layers as need be in host memory; else as many layers as
+    go, from the last one down, the rest in host memory. Always answers: whether it fits is `fits(estimate)`.
     """
-    case = _Case(machine, model, weight_parts(model, build, quantization), engine, workload, basis)
-    usable = [index for index in range(len(machine.accelerators)) if case.capacity_bytes(index) is not None]
+    bill = bill_for(model, build, quantization, engine, workload)
+    rooms = Rooms(machine, basis, max(engine.device_overhead_bytes, engine.device_reserve_bytes))
+    usable = [i for i in range(len(machine.accelerators)) if rooms.capacity_bytes(i) is not None]
     if not usable:
-        return _itemise(case, {})
+        return _itemise(bill, rooms, {})
     for subset in [[index] for index in usable] + ([usable] if len(usable) > 1 else []):
-        whole = _whole(case, subset)
-        if whole is not None:
-            return whole
-    return _partial(case, usable)
+        layers = _whole(bill, rooms, subset)
+        if layers is not None:
+            return _itemise(bill, rooms, layers)
+    if engine.experts_on_host and bill.parts.experts[-1]:
+        found = _experts_spilled(bill, rooms, usable)
+        if found is not None:
+            return _itemise(bill, rooms, found[0], experts_on_host=found[1])
+    layers, output_on_host = _partial(bill, rooms, usable)
+    return _itemise(bill, rooms, layers, output_on_host=output_on_host)
+
+
+def itemise(
+    machine: Machine,
+    model: ModelSpec,
+    build: ModelBuild,
+    quantization: Quantization,
+    engine: EngineSpec,
+    workload: Workload,
+    placement: Placement,
+    basis: CapacityBasis = "total",
+) -> MemoryEstimate:
+    """The bill of a placement that is given, device by device; nothing is chosen, nothing need fit.
+
+    `placement.split` says how many layers each accelerator has, in order from the first that is not on the host.
+    """
+    bill = bill_for(model, build, quantization, engine, workload)
+    rooms = Rooms(machine, basis, max(engine.device_overhead_bytes, engine.device_reserve_bytes))
+    return _itemise(
+        bill,
+        rooms,
+        dict(enumerate(placement.split)),
+        output_on_host=placement.output_on_host,
+        experts_on_host=placement.expert_layers_on_host,
+    )[1]
 
 
 def fits(estimate: MemoryEstimate) -> bool:
@@ -154,151 +100,195 @@ def shortfall_bytes(estimate: MemoryEstimate) -> int:
     return sum(-d.headroom_bytes for d in estimate.devices if d.headroom_bytes is not None and d.headroom_bytes < 0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """What is placed where: the arguments that every step below needs."""
-
-    machine: Machine
-    model: ModelSpec
-    parts: WeightParts
-    engine: EngineSpec
-    workload: Workload
-    basis: CapacityBasis
-
-    def capacity_bytes(self, index: int) -> int | None:
-        """Of one accelerator, on the basis asked for."""
-        return self.room_in(self.machine.pool_of(self.machine.accelerators[index]))
-
-    def room_in(self, pool: MemoryPool) -> int | None:
-        available = self.basis == "available" and pool.available_bytes is not None
-        return pool.available_bytes if available else pool.total_bytes
-
-    @property
-    def kv_bytes(self) -> float:
-        if self.model.task is ModelTask.EMBEDDING:
-            return 0.0  # an encoder sees the whole input at once and keeps nothing
-        return sum(kv_bytes(group, self.workload, self.engine) for group in self.model.layers)
-
-    @property
-    def state_bytes(self) -> int:
-        groups = (group for group in self.model.layers if isinstance(group, StateLayers))
-        return sum(group.count * group.state_bytes_per_sequence for group in groups) * self.workload.users
-
-    @property
-    def overhead_bytes(self) -> int:
-        """The runtime's context on a device, or what the engine leaves free for it."""
-        return max(self.engine.device_overhead_bytes, self.engine.device_reserve_bytes)
-
-    def compute_bytes(self, *, with_output: bool, devices: int = 1) -> int:
-        return compute_bytes(self.model, self.workload, self.engine, with_output=with_output, devices=devices)
-
-
-def _whole(case: _Case, subset: Sequence[int]) -> tuple[Placement, MemoryEstimate] | None:
-    """All layers and the output on the accelerators of `subset`, or None where they do not hold them."""
-    rooms = _rooms(case, subset, with_output=True)
-    layers = dict(zip(subset, _proportional(case.model.layer_count, rooms), strict=True))
-    placement, estimate = _itemise(case, layers)
-    # Rounding can overload one card while another has room: move layers one by one.
-    while shortfall_bytes(estimate) and len(subset) > 1:
-        headroom = {d.device: d.headroom_bytes or 0 for d in estimate.devices}
-        worst = min(subset, key=lambda i: headroom.get(f"gpu{i}", 0))
-        best = max(subset, key=lambda i: headroom.get(f"gpu{i}", 0))
-        if worst == best or not layers[worst]:
-            break
-        moved = layers | {worst: layers[worst] - 1, best: layers[best] + 1}
-        tried = _itemise(case, moved)
-        if shortfall_bytes(tried[1]) >= shortfall_bytes(estimate):
-            break
-        layers, (placement, estimate) = moved, tried
-    on_accelerators = [d.headroom_bytes for d in estimate.devices if d.device != "host"]
-    return (placement, estimate) if all(h is None or h >= 0 for h in on_accelerators) else None
-
-
-def _partial(case: _Case, usable: Sequence[int]) -> tuple[Placement, MemoryEstimate]:
-    """As many layers as the accelerators hold, the rest and the output in host memory.
-
-    At least one layer stays on the host: were all on accelerators but the output not, each token would stream the
-    output matrix from the host, which costs about as much.
+def default_split(layers: int, weights: Sequence[float], *, output: bool = True) -> list[int]:
+    """Layers per device as llama.cpp splits them: in proportion to free memory (or to `--tensor-split`), the output
+    matrix counted as one more layer at the end. Without `output` it stays on the host and all layers are split.
     """
-    per_layer = case.parts.layer_bytes + case.kv_bytes / case.model.layer_count
-    rooms = _rooms(case, usable, with_output=False)
-    layers = {index: int(room // per_layer) for index, room in zip(usable, rooms, strict=True)}
-    excess = sum(layers.values()) - (case.model.layer_count - 1)
-    for index in usable:
-        taken = max(0, min(excess, layers[index]))
-        layers[index] -= taken
-        excess -= taken
-    return _itemise(case, layers, output_on_host=True)
+    places = layers + 1 if output else layers
+    total = sum(weights) or 1.0
+    bounds, reached = [], 0.0
+    for weight in weights:
+        reached += weight
+        bounds.append(reached / total)
+    counts = [0] * len(weights)
+    start = 0
+    for index, bound in enumerate(bounds):
+        # The layers below this device's upper bound, as `upper_bound(splits, layer / places)` gives them.
+        end = layers if index == len(bounds) - 1 else max(start, min(layers, ceil(bound * places - 1e-6)))
+        counts[index] = end - start
+        start = end
+    return counts
 
 
-def _rooms(case: _Case, subset: Sequence[int], *, with_output: bool) -> list[float]:
-    """Bytes each accelerator has for layers and their cache, after its fixed costs; the last one holds the output."""
-    rooms = []
-    for index in subset:
-        output = with_output and index == subset[-1]
-        fixed = case.overhead_bytes + case.compute_bytes(with_output=output, devices=len(subset))
-        matrix = case.parts.output_bytes if output else 0
-        rooms.append(max(0.0, (case.capacity_bytes(index) or 0) - fixed - matrix))
-    return rooms
-
-
-def _itemise(case: _Case, layers: dict[int, int], *, output_on_host: bool = False) -> tuple[Placement, MemoryEstimate]:
-    """The bill for a given number of layers per accelerator, the rest on the host."""
-    parts, total = case.parts, case.model.layer_count
-    in_use = {index: count for index, count in layers.items() if count > 0}
-    last = None if output_on_host else max(in_use, default=None)
-    devices = []
-    for index, count in in_use.items():
-        devices.append(
-            _device(
-                f"gpu{index}",
-                case.machine.accelerators[index].name,
-                case.capacity_bytes(index),
-                weights=parts.layer_bytes * count + (parts.output_bytes if index == last else 0),
-                kv=case.kv_bytes * count / total,
-                state=case.state_bytes * count / total,
-                compute=case.compute_bytes(with_output=index == last, devices=len(in_use)),
-                overhead=case.overhead_bytes,
-            )
+def _whole(bill: Bill, rooms: Rooms, subset: Sequence[int]) -> dict[int, int] | None:
+    """All layers and the output on the accelerators of `subset`, or None where they do not hold them."""
+    many = len(subset) > 1
+    fixed = [
+        rooms.overhead_bytes
+        + bill.device_compute(
+            with_output=index == subset[-1],
+            first=index == subset[0],
+            pipelined=many,
+            spilled=False,
         )
+        + (bill.parts.output if index == subset[-1] else 0)
+        for index in subset
+    ]
+    space = [(rooms.capacity_bytes(index) or 0) - cost for index, cost in zip(subset, fixed, strict=True)]
+    if not many:
+        return {subset[0]: bill.layers} if bill.held(0, bill.layers) <= space[0] else None
+    if min(space) < 0 or bill.held(0, bill.layers) > sum(space):
+        return None
+    capacities = [rooms.capacity_bytes(index) or 0 for index in subset]
+    for weights in (capacities, space):
+        counts = default_split(bill.layers, weights)
+        if _holds(bill, counts, space):
+            return dict(zip(subset, counts, strict=True))
+    filled = _filled(bill, space, 0)
+    return dict(zip(subset, filled, strict=True)) if filled else None
+
+
+def _holds(bill: Bill, counts: Sequence[int], space: Sequence[float]) -> bool:
+    start = 0
+    for count, room in zip(counts, space, strict=True):
+        if bill.held(start, start + count) > room:
+            return False
+        start += count
+    return True
+
+
+def _filled(bill: Bill, space: Sequence[float], experts_on_host: int) -> list[int] | None:
+    """All layers front to back, each device as full as it goes; None where they do not hold them."""
+    counts, start = [], 0
+    for room in space:
+        low, high = start, bill.layers
+        while low < high:
+            middle = (low + high + 1) // 2
+            if bill.held(start, middle, experts_on_host) <= room:
+                low = middle
+            else:
+                high = middle - 1
+        counts.append(low - start)
+        start = low
+    return counts if start == bill.layers else None
+
+
+def _experts_spilled(bill: Bill, rooms: Rooms, usable: Sequence[int]) -> tuple[dict[int, int], int] | None:
+    """Every layer on an accelerator, the experts of the first so many in host memory: the fewest that will do."""
+    space = [
+        (rooms.capacity_bytes(index) or 0)
+        - rooms.overhead_bytes
+        - bill.device_compute(
+            with_output=index == usable[-1],
+            first=index == usable[0],
+            pipelined=False,
+            spilled=False,
+            experts_on_host=True,
+        )
+        - (bill.parts.output if index == usable[-1] else 0)
+        for index in usable
+    ]
+    low, high = 1, bill.layers
+    best = _filled(bill, space, high)
+    if best is None:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        counts = _filled(bill, space, middle)
+        if counts is None:
+            low = middle + 1
+        else:
+            best, high = counts, middle
+    return dict(zip(usable, best, strict=True)), high
+
+
+def _partial(bill: Bill, rooms: Rooms, usable: Sequence[int]) -> tuple[dict[int, int], bool]:
+    """As many layers as the accelerators hold, from the last one down, and whether the output stays on the host.
+
+    At least one layer stays on the host. Engines since 2026 put the output matrix on the last accelerator first; where
+    it does not go there with a layer, and in older ones, it stays on the host.
+    """
+    for output_on_host in [True] if bill.old_order else [False, True]:
+        layers: dict[int, int] = {}
+        end = bill.layers
+        costs = [bill.held(0, i) for i in range(bill.layers + 1)]
+        for index in reversed(usable):
+            last = index == usable[-1] and not output_on_host
+            fixed = rooms.overhead_bytes + bill.device_compute(
+                with_output=last, first=index == usable[0], pipelined=False, spilled=True
+            )
+            room = (rooms.capacity_bytes(index) or 0) - fixed - (bill.parts.output if last else 0)
+            start = max(1, bisect_left(costs, costs[end] - room)) if room > 0 else end
+            layers[index] = max(0, end - start)
+            end = min(end, start)
+        if output_on_host or layers[usable[-1]]:
+            return dict(sorted(layers.items())), output_on_host
+    raise AssertionError("the last attempt always answers")
+
+
+def _itemise(
+    bill: Bill, rooms: Rooms, layers: dict[int, int], *, output_on_host: bool = False, experts_on_host: int = 0
+) -> tuple[Placement, MemoryEstimate]:
+    """The bill for a given number of layers per accelerator, the rest on the host."""
+    parts, total, machine = bill.parts, bill.layers, rooms.machine
+    in_use = {index: count for index, count in layers.items() if count > 0}
     on_accelerators = sum(in_use.values())
     rest = total - on_accelerators
-    # With everything on accelerators the host only stages a step's inputs.
-    staging = case.engine.batch_tokens * case.model.hidden_size * 4
-    unified = [d for d, index in zip(devices, in_use, strict=True) if _is_unified(case.machine, index)]
+    last = None if output_on_host else max(in_use, default=None)
+    first = min(in_use, default=None)
+    pipelined = len(in_use) > 1 and not rest and last is not None and not experts_on_host
+    devices: list[DeviceMemory] = []
+    shared, start = 0, rest
+    for index, count in in_use.items():
+        end = start + count
+        row = _device(
+            f"gpu{index}",
+            machine.accelerators[index].name,
+            rooms.capacity_bytes(index),
+            weights=bill.weights(start, end, experts_on_host) + (parts.output if index == last else 0),
+            kv=bill.cache[end] - bill.cache[start],
+            state=bill.state[end] - bill.state[start],
+            compute=bill.device_compute(
+                with_output=index == last,
+                first=index == first,
+                pipelined=pipelined,
+                spilled=rest > 0,
+                experts_on_host=experts_on_host > 0,
+                all_experts_on_host=experts_on_host >= end,
+            ),
+            overhead=rooms.overhead_bytes,
+        )
+        devices.append(row)
+        if rooms.is_unified(index):
+            shared += row.total_bytes
+        start = end
+    left_behind = parts.experts[max(rest, min(experts_on_host, total))] - parts.experts[rest]
     devices.append(
         _device(
             "host",
             "host memory",
-            case.room_in(case.machine.memory),
-            weights=parts.embedding_bytes
-            + parts.layer_bytes * rest
-            + (0 if last is not None or parts.tied else parts.output_bytes),
-            kv=case.kv_bytes * rest / total,
-            state=case.state_bytes * rest / total,
-            compute=case.compute_bytes(with_output=last is None) if rest else staging,
+            rooms.room_in(machine.memory),
+            weights=parts.embedding + parts.layers[rest] + left_behind + (parts.output_on_host if last is None else 0),
+            kv=bill.cache[rest],
+            state=bill.state[rest],
+            compute=bill.host_compute(
+                accelerators=bool(in_use), pipelined=pipelined, spilled=rest > 0, with_output=last is None
+            )
+            + bill.output_bytes,
             overhead=0,
-            shared=sum(device.total_bytes for device in unified),
+            shared=shared,
         )
     )
-    split = tuple(layers.get(index, 0) for index in range(len(case.machine.accelerators))) if in_use else ()
-    placement = Placement(gpu_layers=on_accelerators, layers=total, tensor_parallel=1, split=split)
+    split = tuple(layers.get(index, 0) for index in range(len(machine.accelerators))) if in_use else ()
+    placement = Placement(
+        gpu_layers=on_accelerators,
+        layers=total,
+        tensor_parallel=1,
+        split=split,
+        output_on_host=last is None,
+        expert_layers_on_host=experts_on_host,
+    )
     return placement, MemoryEstimate(devices=tuple(devices), total_bytes=sum(d.total_bytes for d in devices))
-
-
-def _proportional(count: int, weights: Sequence[float]) -> list[int]:
-    """`count` whole layers in proportion to `weights`, largest remainders first; sums to `count`."""
-    total = sum(weights) or 1.0
-    exact = [count * w / total for w in weights]
-    shares = [int(x) for x in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: exact[i] - shares[i], reverse=True)
-    for i in by_remainder[: count - sum(shares)]:
-        shares[i] += 1
-    return shares
-
-
-def _is_unified(machine: Machine, index: int) -> bool:
-    return machine.pool_of(machine.accelerators[index]) is machine.memory
 
 
 def _device(
@@ -328,7 +318,3 @@ def _device(
         total_bytes=total,
         headroom_bytes=None if capacity is None else capacity - shared - total,
     )
-
-
-def _padded(tokens: int) -> int:
-    return ceil(tokens / _KV_PADDING_TOKENS) * _KV_PADDING_TOKENS

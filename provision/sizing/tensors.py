@@ -59,9 +59,15 @@ def attention_matrices(model: ModelSpec, group: Layers, *, split_latent: bool = 
         return [Matrix("q", query, hidden), Matrix("k", key, hidden), Matrix("v", value, hidden), output]
     if isinstance(group, LatentAttentionLayers) and group.key_dim and group.value_dim:
         plain = group.key_dim - group.rope_dim
-        made = [Matrix("other", group.latent_dim + group.rope_dim, hidden), Matrix("o", hidden, heads * group.value_dim)]
+        made = [
+            Matrix("other", group.latent_dim + group.rope_dim, hidden),
+            Matrix("o", hidden, heads * group.value_dim),
+        ]
         if group.query_rank:
-            made += [Matrix("other", group.query_rank, hidden), Matrix("other", heads * group.key_dim, group.query_rank)]
+            made += [
+                Matrix("other", group.query_rank, hidden),
+                Matrix("other", heads * group.key_dim, group.query_rank),
+            ]
         else:
             made.append(Matrix("q", heads * group.key_dim, hidden))
         if split_latent:

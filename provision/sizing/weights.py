@@ -1,4 +1,4 @@
-"""Bytes of a build's tensors by where llama.cpp can put them: embedding table, each layer, its experts, output matrix."""
+"""Bytes of a build's tensors by where llama.cpp can put them: embeddings, each layer, its experts, output matrix."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from provision.sizing.tensors import Matrix, attention_matrices, feed_forward_ma
 _METADATA_SHARE, _METADATA_BYTES = 0.001, 24 * 2**20
 """A file may be larger than its tensors by this much before the tensors are scaled: vocabulary and header take 5 to
 16 MB, tensors are padded to 32 bytes. It may be smaller by the share: small tensors that are not modelled."""
+LARGEST_DENSE_SHARE = 0.25
+"""Of a layer without its experts: one matrix of the gated unit, which is a quarter to a third of a layer."""
 
 
 @by_identity
@@ -33,7 +35,9 @@ def layout(model: ModelSpec, build: ModelBuild, quantization: Quantization) -> W
     computed = _computed(model, quantization, build.expanded_cache)
     total = computed.embedding_bytes + computed.output_bytes + sum(computed.layer_bytes)
     excess = build.weights_bytes - total
-    if -_METADATA_SHARE * total <= excess <= max(_METADATA_BYTES, _METADATA_SHARE * total) and sum(computed.layer_bytes):
+    if -_METADATA_SHARE * total <= excess <= max(_METADATA_BYTES, _METADATA_SHARE * total) and any(
+        computed.layer_bytes
+    ):
         return computed
     ends = computed.embedding_bytes + computed.output_bytes
     if build.weights_bytes <= ends:
@@ -60,16 +64,22 @@ def computed_bytes(model: ModelSpec, quantization: Quantization, *, expanded_cac
     return made.embedding_bytes + made.output_bytes + sum(made.layer_bytes)
 
 
+def largest_expert_share(model: ModelSpec, quantization: Quantization) -> float:
+    """Of the routed experts of the layer with the most: their largest matrix, a third where all have one type."""
+    mix = mixes.mix_of(quantization.id)
+    if mix is None or model.experts is None:
+        return 1 / 3
+    shape = mixes.MixShape(model.layer_count, _query_heads_per_kv_head(model), model.experts.count, False, False)
+    inner, hidden = model.experts.feed_forward_size, model.hidden_size
+    up = inner * mixes.row_bytes(mixes.layer_type(mix, shape, "experts_up", 0), hidden)
+    down = hidden * mixes.row_bytes(mixes.layer_type(mix, shape, "experts_down", 0), inner)
+    return max(up, down) / (2 * up + down)
+
+
 @by_identity
 def _computed(model: ModelSpec, quantization: Quantization, joined_latent: bool) -> WeightLayout:
     mix = mixes.mix_of(quantization.id) if quantization.container == "gguf" else None
-    shape = mixes.MixShape(
-        layers=model.layer_count,
-        query_heads_per_kv_head=_query_heads_per_kv_head(model),
-        experts=model.experts.count if model.experts else 0,
-        tied=model.tied_embeddings,
-        is_70b=model.layer_count == 80 and (model.architecture or "llama") in ("llama", "qwen2", "deci"),
-    )
+    shape = mix_shape(model)
     table = model.vocabulary_size * model.hidden_size
     if mix is None:
         embedding = round(table * quantization.embedding_bits_per_weight / 8)
@@ -87,8 +97,15 @@ def _computed(model: ModelSpec, quantization: Quantization, joined_latent: bool)
     if model.tied_embeddings or model.task is ModelTask.EMBEDDING:
         output = 0
     kinds = layer_kinds(model)
+    dense_layers = model.experts.dense_layers if model.experts else 0
     layers, experts = [], []
+    alike: dict[tuple[object, ...], tuple[int, int]] = {}  # most layers are like one before
     for index, kind in enumerate(kinds):
+        key = (kind, index < dense_layers, mix and mixes.layer_class(mix, shape, index))
+        if key in alike:
+            layers.append(alike[key][0])
+            experts.append(alike[key][1])
+            continue
         group = model.layers[kind]
         dense, routed, router = feed_forward_matrices(model, index)
         matrices = attention_matrices(model, group, split_latent=not joined_latent) + dense
@@ -96,6 +113,7 @@ def _computed(model: ModelSpec, quantization: Quantization, joined_latent: bool)
         of_experts = sum(_bytes(m, mix, quantization, shape, index) for m in routed)
         layers.append(round(size + of_experts) + router + small_bytes(model, group))
         experts.append(round(of_experts))
+        alike[key] = layers[-1], experts[-1]
     output += model.hidden_size * 4  # the last norm
     return WeightLayout(
         embedding_bytes=embedding,
@@ -111,6 +129,17 @@ def _bytes(matrix: Matrix, mix: str | None, quantization: Quantization, shape: m
     return matrix.rows * mixes.row_bytes(mixes.layer_type(mix, shape, matrix.role, layer), matrix.columns)
 
 
+def mix_shape(model: ModelSpec) -> mixes.MixShape:
+    """What the rules of quantization mixes look at."""
+    return mixes.MixShape(
+        layers=model.layer_count,
+        query_heads_per_kv_head=_query_heads_per_kv_head(model),
+        experts=model.experts.count if model.experts else 0,
+        tied=model.tied_embeddings,
+        is_70b=model.layer_count == 80 and (model.architecture or "llama") in ("llama", "qwen2", "deci"),
+    )
+
+
 def _query_heads_per_kv_head(model: ModelSpec) -> int:
     for group in model.layers:
         if isinstance(group, AttentionLayers):
@@ -118,4 +147,3 @@ def _query_heads_per_kv_head(model: ModelSpec) -> int:
         if isinstance(group, LatentAttentionLayers):
             return 1
     return 1
-

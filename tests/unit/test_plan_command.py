@@ -113,10 +113,10 @@ def test_two_models_by_name_are_both_selected_and_a_missing_one_is_partial():
     base = ["plan", "--gpu", "RTX 4090", "--ram", "64GiB"]
     both = run_cli(*base, "--model", "llama3.1:8b", "--model", "nomic-embed-text", "--context", "2k", "--json").json
     assert len(both["data"]["selected"]) == 2
-    partial = run_cli(*base, "--model", "llama3.1:8b", "--model", "nomic-embed-text", "--context", "8k", "--json")
+    partial = run_cli(*base, "--model", "llama3.1:8b", "--model", "qwen2.5-coder:32b", "--context", "64k", "--json")
     assert partial.json["status"] == "partial"
     assert partial.code == 4
-    assert "--context 2048" in partial.json["errors"][0]["hint"]
+    assert "--context 32768" in partial.json["errors"][0]["hint"]
 
 
 def test_estimate_batch_goes_on_after_a_bad_row(tmp_path):
@@ -197,8 +197,8 @@ def test_the_table_keeps_marker_model_and_speeds_at_any_width(monkeypatch, width
 
     monkeypatch.setattr(console, "_PLAIN_WIDTH", width)
     lines = run_cli("plan", "--gpu", "2x RTX 4090", "--ram", "128GiB", "--users", "8").stdout.splitlines()
-    header = next(line for line in lines if "model" in line and "quant" in line)
-    assert "8 users tok/s" in header
+    header = next(line for line in lines if "8 users tok/s" in line)
+    assert "model" in header
     marked = [line for line in lines if line.lstrip().startswith("*")]
     assert len(marked) == 1
     assert any(model.id in marked[0] for model in load_catalog().models)
