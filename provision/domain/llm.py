@@ -253,6 +253,8 @@ class PagedCache:
     """... and for each layer with routed experts."""
     parallel_bytes: int
     """What each device holds besides `EngineSpec.device_overhead_bytes` under tensor parallelism."""
+    host_bytes: int
+    """What the engine's process holds besides the weights where it runs on a CPU."""
     driver_bytes: int
     """Of a dedicated NVIDIA card's memory, kept by the driver: the engine's share is of the rest."""
 
