@@ -172,6 +172,27 @@ class ReleaseArchive:
 
 
 @record
+class ContextTier:
+    """Default context of an engine that chooses it by the total memory of all accelerators together."""
+
+    from_memory_bytes: int
+    context_tokens: int
+
+
+@record
+class BatchTier:
+    """Tokens per prefill step that an engine takes by itself for longer contexts, where it sees room for them."""
+
+    above_context_tokens: int
+    """Of all slots together."""
+    batch_tokens: int
+    memory_share: float
+    """Only when the predicted memory is at most this share of what is free."""
+    surcharge_bytes: int
+    """What the engine reckons for the step on top of its prediction."""
+
+
+@record
 class ServingTier:
     """What an engine takes for one step by itself, by the memory of one device."""
 
@@ -223,9 +244,26 @@ class EngineSpec:
     partial_offload: bool
     """Whether layers may stay in host memory."""
     default_context_tokens: int | None = None
-    """None: not set by us as a default, so every plan sets it."""
+    """What the engine takes when nobody sets a context; None: `context_tiers`, or the model's training context."""
+    context_tiers: tuple[ContextTier, ...] = ()
+    """Largest first; the last one holds for the rest. Capped by the training context."""
+    fit_context_tokens_min: int | None = None
+    """The engine lowers a context that nobody set until the model fits, down to this; None: it never does."""
+    default_slots: int = 1
+    """Requests served at the same time when nobody sets it; each has a context of its own."""
+    serial_architectures: tuple[str, ...] = ()
+    """Graphs that this version serves one request at a time, whatever is set."""
+    predicted_share: float | None = None
+    """The engine predicts memory before it loads: at most this share of one device's free memory puts a model there
+    alone, and at most this share of what is free loads it beside others. None: it does neither."""
+    batch_tiers: tuple[BatchTier, ...] = ()
+    """Largest first; below them `batch_tokens`."""
+    embedding_batch_tokens: int | None = None
+    """Tokens per step of embedding models; None: `batch_tokens`."""
     experts_on_host: bool = False
     """What does not fit of a mixture of experts: experts go to host memory before whole layers do."""
+    draft_models: bool = False
+    """Whether any small model can be given as a draft."""
     memory_fraction: float | None = None
     """Share of a device's total memory that the engine takes (vLLM)."""
     device_overhead_bytes: int

@@ -108,6 +108,23 @@ class Speed:
     """All users together."""
 
 
+@record
+class Speculation:
+    """What a draft model may bring: an estimate from a range of acceptance rates, never a measurement."""
+
+    draft_model: str
+    draft_quantization: str
+    draft_tokens: int
+    """Drafted in each round."""
+    acceptance_low: float
+    acceptance_high: float
+    speedup_low: float
+    speedup_expected: float
+    speedup_high: float
+    decode_tokens_per_s: SpeedRange
+    """One user alone. `low` and `high` go with the ends of the acceptance rate."""
+
+
 class RejectionReason(StrEnum):
     DOES_NOT_FIT = "does_not_fit"
     CONTEXT_TOO_LONG = "context_too_long"
@@ -137,6 +154,17 @@ class Candidate:
     speed: Speed | None
     """None where the hardware's bandwidth is not known."""
     findings: tuple[Finding, ...] = ()
+    engine_version: str | None = None
+    """Whose rules the placement follows."""
+    slots: int | None = None
+    """Requests that the engine serves at the same time, where these are fewer than `users`."""
+    context_tokens_max: int | None = None
+    """Longest context for these users with everything that is on accelerators now staying there (without any: in host
+    memory); None: not looked for."""
+    users_max: int | None = None
+    """Most users with this context, likewise."""
+    speculation: Speculation | None = None
+    """With the draft model that was asked for."""
 
 
 @record
@@ -148,6 +176,34 @@ class Rejection:
     shortfall_bytes: int | None = None
     message: str
     hint: str | None = None
+
+
+@record
+class SharedDevice:
+    """One device and what each of several models takes of it."""
+
+    device: str
+    name: str
+    capacity_bytes: int | None
+    used_bytes: tuple[int, ...]
+    """By model, in the order of `JointPlan.candidates`."""
+    reserve_bytes: int
+    """Left free by the engine."""
+    total_bytes: int
+    headroom_bytes: int | None
+
+
+@record
+class JointPlan:
+    """Models that stay loaded at the same time, placed one after the other, each in what those before it left."""
+
+    candidates: tuple[Candidate, ...]
+    """In order of loading; capacities are what was still free."""
+    devices: tuple[SharedDevice, ...]
+    resident: bool
+    """All of them at once, with every layer on accelerators; on a CPU, in host memory."""
+    evicted: tuple[str, ...] = ()
+    """Candidate ids that the engine unloads to make room for a later one."""
 
 
 @record
@@ -164,4 +220,8 @@ class Plan:
     rejections: tuple[Rejection, ...]
     selected: tuple[str, ...] = ()
     """Candidate ids that `apply` installs; chosen together so that they share one context and one engine."""
+    ranked_by: str = ""
+    """What the order of the candidates optimises, in words."""
+    together: JointPlan | None = None
+    """The selected candidates side by side, where several models were asked for."""
     findings: tuple[Finding, ...] = ()

@@ -51,8 +51,8 @@ def build_of(catalog: Catalog, row: Row, model: ModelSpec) -> tuple[ModelBuild, 
             size = weights.computed_bytes(model, quantization)
     elif size and mix and row.get("engine", "").startswith("ik_"):
         # A file far off its label's size is a recipe of the maker, who as a rule keeps the embeddings at 8 bits.
-        if abs(weights.computed_bytes(model, quantization) / size - 1) > 0.1:
-            quantization = _quantization("recipe")
+        off = abs(weights.computed_bytes(model, quantization) / size - 1)
+        quantization = _quantization("recipe") if off > 0.1 else quantization
     build = ModelBuild(
         model=model.id, quantization=quantization.id, weights_bytes=size, precision=Precision.ROUNDED, source="row"
     )

@@ -49,6 +49,8 @@ class Case:
     """Some tensors were moved by hand."""
     split_known: bool
     weights_known: bool
+    rows_split: bool
+    """Each matrix is split over all devices, by rows."""
 
 
 def predict(rows: list[Row]) -> list[Row]:
@@ -83,7 +85,7 @@ def _case(catalog: Catalog, devices: list[Row]) -> Case:
     key, value = _cache_types(row)
     # A log's context is that of all slots together.
     workload = Workload(
-        context_tokens=int(tokens) // slots if not engine.unified_cache else int(tokens),
+        context_tokens=max(1, int(tokens) // slots),
         users=slots,
         kv_cache_type=key,  # type: ignore[arg-type]
         value_cache_type=value,
@@ -119,6 +121,7 @@ def _case(catalog: Catalog, devices: list[Row]) -> Case:
         overridden=row.get("tensor_override", "").startswith("yes"),
         split_known=len(names) <= 1 or (alike and len(names) == count),
         weights_known=weights_known and build.weights_bytes > 0,
+        rows_split=any(r["device"].endswith("_Split") for r in devices),
     )
 
 
@@ -159,6 +162,10 @@ def _answer(case: Case, bill: dict[str, DeviceMemory], row: Row) -> Row:
         reasons.append("the size of the file is not given")
     elif case.overridden:
         reasons.append("which tensors the override moved is not given")
+    elif case.rows_split and not host:
+        reasons.append("rows are split over devices, in shares that are not given")
+    elif not host and len(case.accelerators) > 1 and any(_overfull(bill, n) for n in range(len(case.accelerators))):
+        reasons.append("split as llama.cpp does by itself it would not have started")
     elif not case.split_known and not host:
         reasons.append("how layers were split over unlike devices is not given")
     elif found is not None:
@@ -177,17 +184,29 @@ def _answer(case: Case, bill: dict[str, DeviceMemory], row: Row) -> Row:
 
 
 def _compute(case: Case, name: str, plain: int, host: bool) -> int:
-    """With experts moved to the host by an override, devices copy them in a prefill step and nothing is pipelined."""
-    if not case.overridden or host:
+    """With tensors moved to the host by an override, the first device copies them in for a prefill step, and nothing is
+    pipelined; a device without layers does only that."""
+    resident = any(case.placement.split)
+    if not case.overridden and (host or resident):
         return plain
-    index = case.accelerators.index(name)
     graph = compute_buffer.shape_for(case.model, case.engine, case.workload, expanded=case.build.expanded_cache)
+    if host:
+        return compute_buffer.host_bytes(graph) if case.accelerators else plain
+    index = case.accelerators.index(name)
     last = max((i for i, n in enumerate(case.placement.split) if n), default=0)
     layout = weights.layout(case.model, case.build, case.quantization)
     copied = 0
     if case.engine.graph != "ik_llama.cpp" and index == 0 and layout.expert_bytes:
         copied = round(max(layout.expert_bytes) * weights.largest_expert_share(case.model, case.quantization))
+    if not resident:
+        matrix = 0 if copied else round(max(layout.layer_bytes) * weights.LARGEST_DENSE_SHARE)
+        return compute_buffer.helper_bytes(graph, copied_expert_bytes=copied, copied_layer_bytes=matrix)
     return compute_buffer.device_bytes(graph, with_output=index == last, first=index == 0, copied_expert_bytes=copied)
+
+
+def _overfull(bill: dict[str, DeviceMemory], index: int) -> bool:
+    row = bill.get(f"gpu{index}")
+    return row is not None and row.headroom_bytes is not None and row.headroom_bytes + row.overhead_bytes < 0
 
 
 def _engine(catalog: Catalog, row: Row, model: ModelSpec) -> EngineSpec:
