@@ -453,8 +453,8 @@ def test_packed_weights_are_counted_one_by_one(
     [
         (_CONFIG | {"model_type": "tomorrow"}, "the model_type 'tomorrow' is not known here"),
         (_CONFIG | {"quantization_config": {"quant_method": "magic"}}, "is quantized by 'magic'"),
-        (_CONFIG | {"num_hidden_layers": "two"}, "its 'block_count' is missing"),
-        (_CONFIG | {"vocab_size": None}, "has no 'vocab_size'"),
+        (_CONFIG | {"num_hidden_layers": "two"}, "has no whole number as 'num_hidden_layers'"),
+        (_CONFIG | {"hidden_size": 10**30}, "its 'embedding_length' is 1000"),
         ([1, 2], "is not a JSON object"),
     ],
 )
