@@ -33,6 +33,7 @@ from provision.domain.llm import (
     ModelBuild,
     ModelSpec,
     Price,
+    QualityLoss,
     Quantization,
     Source,
     Tier,
@@ -53,6 +54,7 @@ _TABLES: dict[str, tuple[type, str, tuple[str, ...]]] = {
     "model": (ModelSpec, "models", ("id",)),
     "platform": (MemoryPlatform, "platforms", ("id",)),
     "price": (Price, "prices", ("hardware", "on", "kind")),
+    "quality": (QualityLoss, "quality", ("quantization", "metric", "model", "importance_matrix")),
     "quantization": (Quantization, "quantizations", ("id",)),
     "source": (Source, "sources", ("id",)),
     "tier": (Tier, "tiers", ("id",)),
@@ -60,14 +62,16 @@ _TABLES: dict[str, tuple[type, str, tuple[str, ...]]] = {
 """Table name in TOML: type, field of Catalog, and the keys that make an entry unique and by which it is sorted."""
 
 SCHEMAS: dict[str, tuple[str, ...]] = {
+    "builds": ("build",),
     "claims": ("claim",),
     "efficiency": ("efficiency",),
     "engines": ("engine",),
     "hardware": ("accelerator",),
     "interconnects": ("interconnect",),
-    "models": ("model", "build"),
+    "models": ("model",),
     "platforms": ("platform",),
     "prices": ("price",),
+    "quality": ("quality",),
     "quantizations": ("quantization",),
     "sources": ("source",),
     "tiers": ("tier",),
@@ -90,6 +94,7 @@ class Catalog:
     models: tuple[ModelSpec, ...] = ()
     platforms: tuple[MemoryPlatform, ...] = ()
     prices: tuple[Price, ...] = ()
+    quality: tuple[QualityLoss, ...] = ()
     quantizations: tuple[Quantization, ...] = ()
     sources: tuple[Source, ...] = ()
     tiers: tuple[Tier, ...] = ()

@@ -98,14 +98,9 @@ def command(
 
 
 def _case(
-    catalog: Catalog,
-    chosen: where.Where,
-    model: str,
-    quant: str | None,
-    engine: str,
-    asked: Workload,
+    catalog: Catalog, chosen: where.Where, model: str, quant: str | None, engine: str, asked: Workload
 ) -> Candidate:
-    """The case, with what needs further placements: its limits, and what the engine does by itself."""
+    """With its limits, and what the engine would do if left to itself."""
     from provision.cli.planning import completed
     from provision.sizing.planner import assess
     from provision.sizing.speed import efficiency_lookup
@@ -163,8 +158,8 @@ def _with_draft(
             f"{spec.id} {spec.version} takes no draft model", hint="--engine llamacpp", code="engine-cannot-draft"
         )
     target, draft = named_build(catalog, models[0], quant), named_build(catalog, models[1], None)
-    for build in (target, draft):
-        refuse(*build, spec, asked)
+    refuse(*target, spec, asked)
+    refuse(*draft, spec, asked)
     if abs(target[0].vocabulary_size - draft[0].vocabulary_size) > VOCABULARY_DIFFERENCE_MAX:
         raise UsageError(
             f"{draft[0].id} cannot draft for {target[0].id}: {draft[0].vocabulary_size:,} tokens in the vocabulary "

@@ -120,6 +120,9 @@ def command(
     )
 
 
+_OF_OTHERS = ("engine_cannot_load", "not_published")
+
+
 def _missing(plan: Plan, models: list[str]) -> tuple[Finding, ...]:
     """One error for each model asked for that has no candidate, or one when nothing fits at all."""
     fitting = {candidate.model for candidate in plan.candidates}
@@ -129,8 +132,11 @@ def _missing(plan: Plan, models: list[str]) -> tuple[Finding, ...]:
     errors = []
     for name in missing or ([] if plan.candidates else [None]):
         reasons = [r for r in plan.rejections if name in (None, r.model)]
-        # A reason that something can be done about says more than a size that is missing by far.
-        nearest = min(reasons, key=lambda r: (r.shortfall_bytes or 0, r.hint is None), default=None)
+        # A reason that something can be done about says more than a size that is missing by far, and any of the
+        # engine's own builds more than those of other engines.
+        nearest = min(
+            reasons, key=lambda r: (r.reason.value in _OF_OTHERS, r.shortfall_bytes or 0, r.hint is None), default=None
+        )
         errors.append(
             Finding(
                 code=nearest.reason.value.replace("_", "-") if nearest else "nothing-fits",

@@ -213,13 +213,24 @@ def completed(
 ) -> Candidate:
     """`candidate` with its longest context, its most users, and what the engine would do if left to itself."""
     placed = place(machine, build, engine, workload, basis)
-    left_alone = default_context_spills(machine, build, engine, workload, placed, basis)
     return replace(
-        candidate,
+        with_default_context(machine, build, engine, workload, candidate, basis),
         context_tokens_max=largest_context_tokens(machine, build, engine, workload, placed, basis),
         users_max=most_users(machine, build, engine, workload, placed, basis),
-        findings=(*candidate.findings, left_alone) if left_alone else candidate.findings,
     )
+
+
+def with_default_context(
+    machine: Machine,
+    build: Build,
+    engine: EngineSpec,
+    workload: Workload,
+    candidate: Candidate,
+    basis: CapacityBasis = "total",
+) -> Candidate:
+    """`candidate` with a finding where the engine's own context would push layers off the accelerators."""
+    found = default_context_spills(machine, build, engine, workload, candidate.placement, basis)
+    return replace(candidate, findings=(*candidate.findings, found)) if found else candidate
 
 
 def claim_findings(

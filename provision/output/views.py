@@ -82,6 +82,8 @@ def placement_text(candidate: Candidate) -> str:
         return "CPU"
     if placement.gpu_layers < placement.layers:
         return f"{placement.gpu_layers}/{placement.layers} layers on GPU"
+    if placement.expert_layers_on_host:
+        return f"experts of {placement.expert_layers_on_host}/{placement.layers} on host"
     if len(used) == 1:
         return f"gpu{used[0][0]}"
     if placement.tensor_parallel > 1:

@@ -83,4 +83,9 @@ def largest(holds: Callable[[int], bool], low: int, high: int) -> int:
 
 
 def _as_good(tried: Placed, base: Placement) -> bool:
-    return tried.fits and tried.placement.gpu_layers >= base.gpu_layers
+    placement = tried.placement
+    return (
+        tried.fits
+        and placement.gpu_layers >= base.gpu_layers
+        and placement.expert_layers_on_host <= base.expert_layers_on_host
+    )

@@ -49,7 +49,8 @@ def place(
 
 
 def is_resident(placement: Placement) -> bool:
-    return placement.gpu_layers == placement.layers
+    """All layers on accelerators, none of their experts elsewhere."""
+    return placement.gpu_layers == placement.layers and not placement.expert_layers_on_host
 
 
 def spills_into_the_unknown(placement: Placement, estimate: MemoryEstimate) -> bool:

@@ -18,13 +18,13 @@ from provision.sizing.speed import EfficiencyOf, speed
 Preference = Literal["balanced", "quality", "speed", "context"]
 
 RANKED_BY: dict[Preference, str] = {
-    "balanced": "what stays on the accelerators first, then what is fast enough to read along for every user, then the "
-    "larger model, then the better quantization",
-    "quality": "what is fast enough to read along for every user first, on the accelerators or not, then the larger "
-    "model, then the better quantization",
+    "balanced": "what stays on the accelerators first, then what is fast enough to read along for every user, then "
+    "four bits or more, then the larger model, then the better quantization",
+    "quality": "what is fast enough to read along for every user first, on the accelerators or not, then four bits "
+    "or more, then the larger model, then the better quantization",
     "speed": "tokens/s for each user, whatever the size of the model",
-    "context": "the longest context that stays on the accelerators, then the larger model, then the better "
-    "quantization",
+    "context": "the longest context that stays on the accelerators, then four bits or more, then the larger model, "
+    "then the better quantization",
 }
 """What each order optimises, in words; text models come before embedding models in all of them."""
 
@@ -168,6 +168,10 @@ def is_resident(candidate: Candidate) -> bool:
     return placing.is_resident(candidate.placement)
 
 
+FOUR_BIT_RANK = 40
+"""Of Q4_0. A larger model in less than four bits goes after a smaller one in four: it loses more than it gains."""
+
+
 def _rank(
     machine: Machine, candidate: Candidate, model: ModelSpec, quantization: Quantization, prefer: Preference
 ) -> tuple[float, ...]:
@@ -186,6 +190,7 @@ def _rank(
     return (
         is_text,
         *first,
+        float(quantization.rank >= FOUR_BIT_RANK),
         float(model.parameters or 0) if usable else 0.0,
         float(quantization.rank) if usable else 0.0,
         per_user,

@@ -18,7 +18,7 @@ from provision.domain.plan import (
 )
 from provision.sizing import memory, vllm
 from provision.sizing.engine_policy import default_context_tokens
-from provision.sizing.placing import Build, Placed, is_resident, place, spills_into_the_unknown
+from provision.sizing.placing import Build, is_resident, place, spills_into_the_unknown
 from provision.units import format_bytes, format_tokens, format_tokens_per_s
 
 
@@ -127,7 +127,7 @@ def findings(
 ) -> tuple[Finding, ...]:
     """Remarks on one candidate that need no further placement."""
     found = []
-    if machine.accelerators and not is_resident(candidate.placement):
+    if machine.accelerators and engine.partial_offload and not is_resident(candidate.placement):
         found.append(_partial_offload(machine, candidate))
     if candidate.slots is not None and model.task is ModelTask.TEXT:
         found.append(_serial(model, candidate, engine))
@@ -159,14 +159,14 @@ def default_context_spills(
     build: Build,
     engine: EngineSpec,
     workload: Workload,
-    placed: Placed,
+    placement: Placement,
     basis: CapacityBasis = "total",
 ) -> Finding | None:
-    """Whether a model that stays on the accelerators as asked would not with the context that the engine takes by
-    itself; None where it would, and where the engine takes no longer one."""
+    """Whether a model that stays on the accelerators as asked (`placement`) would not with the context that the engine
+    takes by itself; None where it would, and where the engine takes no longer one."""
     model, built, _ = build
     tokens = default_context_tokens(engine, machine, model)
-    if not machine.accelerators or tokens is None or tokens <= workload.context_tokens or not placed.resident:
+    if not machine.accelerators or tokens is None or tokens <= workload.context_tokens or not is_resident(placement):
         return None
     own = Workload(context_tokens=tokens, users=engine.default_slots)
     spilled = place(machine, build, engine, own, basis)
@@ -174,13 +174,15 @@ def default_context_spills(
         return None
     total = sum(machine.pool_of(card).total_bytes or 0 for card in machine.accelerators)
     cache = sum(d.kv_cache_bytes + d.state_bytes for d in spilled.memory.devices)
-    layers = spilled.placement.layers
+    left = f"{spilled.placement.layers - spilled.placement.gpu_layers}"
+    if spilled.placement.expert_layers_on_host:
+        left = f"the experts of {spilled.placement.expert_layers_on_host}"
     return Finding(
         code="engine-default-spills",
         message=f"left to itself, {engine.id} {engine.version} takes {format_tokens(tokens)} tokens of context on "
         f"{format_bytes(total)} of VRAM: {format_bytes(built.weights_bytes)} of weights and {format_bytes(cache)} of "
-        f"KV cache are {format_bytes(built.weights_bytes + cache)}, so {layers - spilled.placement.gpu_layers} of "
-        f"{layers} layers of {model.id} {built.quantization} would run from host memory; "
+        f"KV cache are {format_bytes(built.weights_bytes + cache)}, so {left} of "
+        f"{spilled.placement.layers} layers of {model.id} {built.quantization} would run from host memory; "
         f"with {format_tokens(workload.context_tokens)} all stay on the accelerators",
         hint=f"OLLAMA_CONTEXT_LENGTH={workload.context_tokens} ollama serve (provision apply sets it)",
     )
@@ -198,7 +200,7 @@ def not_together(plan: JointPlan, engine: EngineSpec, machine: Machine, better: 
         )
     else:
         spilled = [
-            f"{name}: {c.placement.gpu_layers} of {c.placement.layers} layers"
+            f"{name}: {on_accelerators(c.placement)}"
             for name, c in zip(names, plan.candidates, strict=True)
             if not is_resident(c.placement)
         ]
@@ -226,6 +228,13 @@ def _serial(model: ModelSpec, candidate: Candidate, engine: EngineSpec) -> Findi
     )
 
 
+def on_accelerators(placement: Placement) -> str:
+    """`48 of 64 layers do`, or which of a mixture's experts do not."""
+    if placement.expert_layers_on_host and placement.gpu_layers == placement.layers:
+        return f"all but the experts of {placement.expert_layers_on_host} of {placement.layers} layers do"
+    return f"{placement.gpu_layers} of {placement.layers} layers do"
+
+
 def _partial_offload(machine: Machine, candidate: Candidate) -> Finding:
     placement = candidate.placement
     cards = [d for d in candidate.memory.devices if d.device != "host"]
@@ -235,7 +244,7 @@ def _partial_offload(machine: Machine, candidate: Candidate) -> Finding:
     host = next(d for d in candidate.memory.devices if d.device == "host")
     text = (
         f"{candidate.model} {candidate.quantization} does not fit in {format_bytes(capacity)} of VRAM: "
-        f"{placement.gpu_layers} of {placement.layers} layers do, {format_bytes(host.total_bytes)} stay in host memory"
+        f"{on_accelerators(placement)}, {format_bytes(host.total_bytes)} stay in host memory"
     )
     if candidate.speed:
         decode = candidate.speed.decode_tokens_per_s
@@ -247,11 +256,14 @@ def _partial_offload(machine: Machine, candidate: Candidate) -> Finding:
 
 
 def _unknown_speed(machine: Machine, placement: Placement) -> Finding:
-    if placement.gpu_layers < placement.layers and machine.memory.bandwidth_bytes_per_s is None:
+    if not is_resident(placement) and machine.memory.bandwidth_bytes_per_s is None:
+        left = f"{placement.layers - placement.gpu_layers}"
+        if placement.expert_layers_on_host:
+            left = f"the experts of {placement.expert_layers_on_host}"
         return Finding(
             code="host-bandwidth-unknown",
-            message=f"{placement.layers - placement.gpu_layers} of {placement.layers} layers run from host memory, "
-            "whose bandwidth is not known, so no speed is given",
+            message=f"{left} of {placement.layers} layers run from host memory, whose bandwidth is not known, "
+            "so no speed is given",
             hint="--memory-platform ddr5-5600-2ch",
         )
     return Finding(

@@ -149,7 +149,7 @@ def test_the_engine_of_a_step_is_always_the_same_record():
 def test_a_32b_spills_on_a_24_gb_card_when_ollama_chooses_the_context():
     build, load = (QWEN_32B, QWEN_Q4, Q4_K_M), Workload(context_tokens=8192)
     where = machine(card())
-    finding = default_context_spills(where, build, OLLAMA, load, place(where, build, OLLAMA, load))
+    finding = default_context_spills(where, build, OLLAMA, load, place(where, build, OLLAMA, load).placement)
     # 19.85 GB of weights and 32,768 x 262,144 bytes of cache are 28.44 GB
     assert finding.code == "engine-default-spills"
     for figure in ("32k tokens", "18.49 GiB of weights", "8.00 GiB of KV cache", "26.49 GiB", "of 64 layers"):
@@ -168,8 +168,8 @@ def test_a_32b_spills_on_a_24_gb_card_when_ollama_chooses_the_context():
 )
 def test_no_warning_where_the_default_changes_nothing(cards, build, context):
     where, load = machine(*cards), Workload(context_tokens=context)
-    assert default_context_spills(where, build, OLLAMA, load, place(where, build, OLLAMA, load)) is None
-    assert default_context_spills(where, build, LLAMACPP, load, place(where, build, LLAMACPP, load)) is None
+    assert default_context_spills(where, build, OLLAMA, load, place(where, build, OLLAMA, load).placement) is None
+    assert default_context_spills(where, build, LLAMACPP, load, place(where, build, LLAMACPP, load).placement) is None
 
 
 def test_the_version_is_said_and_can_be_chosen():
