@@ -47,7 +47,7 @@ _TABLES: dict[str, tuple[type, str, tuple[str, ...]]] = {
     "build": (ModelBuild, "builds", ("model", "quantization")),
     "claim": (Claim, "claims", ("tier", "model", "quantization", "text")),
     "efficiency": (Efficiency, "efficiency", ("device_class", "engine", "quantization_family")),
-    "engine": (EngineSpec, "engines", ("id",)),
+    "engine": (EngineSpec, "engines", ("id", "version")),
     "interconnect": (Interconnect, "interconnects", ("id",)),
     "model": (ModelSpec, "models", ("id",)),
     "platform": (MemoryPlatform, "platforms", ("id",)),
@@ -142,7 +142,18 @@ class Catalog:
         return self._one("quantization", name, self._quantizations, "provision catalog list quantizations")
 
     def engine(self, name: str) -> EngineSpec:
-        return self._one("engine", name, self._engines, "provision catalog list engines")
+        """By id, the newest version known; or one version, written `ollama@0.24.0`."""
+        found = self._engines.get(_fold(name))
+        if found is None:
+            near = nearest(_fold(name), self._engines, lambda entry: f"{entry.id}@{entry.version}")
+            raise _unknown("engine", name, near, "provision catalog list engines")
+        return found
+
+    @cached_property
+    def newest_engines(self) -> tuple[EngineSpec, ...]:
+        """Of every engine the newest version, in order of id."""
+        newest = {engine.id: engine for engine in sorted(self.engines, key=lambda e: (e.id, version_key(e.version)))}
+        return tuple(newest.values())
 
     def tier(self, name: str) -> Tier:
         return self._one("tier", name, self._tiers, "provision catalog list tiers")
@@ -191,7 +202,8 @@ class Catalog:
 
     @cached_property
     def _engines(self) -> dict[str, EngineSpec]:
-        return {_fold(entry.id): entry for entry in self.engines}
+        versions = {_fold(f"{entry.id}@{entry.version}"): entry for entry in self.engines}
+        return versions | {_fold(entry.id): entry for entry in self.newest_engines}
 
     @cached_property
     def _interconnects(self) -> dict[str, Interconnect]:
@@ -420,6 +432,11 @@ _MAKERS = {"nvidia", "geforce", "amd", "radeon", "intel", "apple", "r", "tm", "g
 
 def _fold(name: str) -> str:
     return name.strip().casefold()
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """Versions in their own order: 0.9 before 0.10; what is no number does not count."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def fold_model(name: str) -> str:

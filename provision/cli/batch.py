@@ -34,6 +34,7 @@ def estimate_rows(path: Path, catalog: Catalog, engine: str) -> tuple[list[Candi
     from dataclasses import replace
 
     from provision.cli.estimate import named_build, refuse
+    from provision.cli.planning import with_default_context
     from provision.sizing.planner import assess
     from provision.sizing.speed import efficiency_lookup
 
@@ -62,7 +63,9 @@ def estimate_rows(path: Path, catalog: Catalog, engine: str) -> tuple[list[Candi
         wanted = asked(context, users, kv_cache)
         build = build_of(model, quant)
         refuse(*build, engine_spec, wanted)
-        return assess(machine_of(gpu, ram, platform), *build, engine_spec, wanted, efficiency_of)
+        machine = machine_of(gpu, ram, platform)
+        found = assess(machine, *build, engine_spec, wanted, efficiency_of)
+        return with_default_context(machine, build, engine_spec, wanted, found)
 
     cases, errors = [], []
     for line, (name, *given) in _rows(path):

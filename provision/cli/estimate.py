@@ -26,9 +26,9 @@ from provision.units import format_bytes
 if TYPE_CHECKING:
     from provision.catalog import Catalog
     from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, Quantization
-    from provision.domain.plan import Candidate, Workload
+    from provision.domain.plan import Candidate, JointPlan, Workload
     from provision.output.console import Screen
-    from provision.sizing.planner import Build
+    from provision.sizing.placing import Build
 
 _LAID_OUT_ROWS = 200
 """More rows than this are printed as they come, without fitting them to the terminal."""
@@ -47,6 +47,12 @@ def command(
         Path | None,
         typer.Option("--batch", help=f"Many cases: a CSV with the columns {', '.join(COLUMNS)}."),
     ] = None,
+    draft: Annotated[
+        str | None, typer.Option("--draft", metavar="MODEL", help="Estimate speculation with this small model.")
+    ] = None,
+    draft_tokens: Annotated[
+        int, typer.Option("--draft-tokens", min=1, max=64, help="Tokens drafted in each round.")
+    ] = 4,
     tier: where.TierId = None,
     gpu: where.Gpus = None,
     ram: where.Ram = None,
@@ -65,6 +71,7 @@ def command(
     Examples:
       provision estimate llama3.1:8b --quant F16 --gpu "RTX 4090" --ram 64GiB --context 4k
       provision estimate ./model.gguf --gpu "2x RTX 3090" --ram 64GiB
+      provision estimate qwen2.5-coder:32b --draft qwen2.5-coder:7b --engine llamacpp --gpu "RTX A6000" --ram 64GiB
       provision estimate --batch rows.csv --json
     """
     from provision.catalog import load_catalog
@@ -75,7 +82,7 @@ def command(
         ram=ram, disk=disk, cpu=cpu, memory_platform=memory_platform, machine_file=machine,
     )  # fmt: skip
     if batch is not None:
-        if model or quant or users != 1 or context != DEFAULT_CONTEXT or chosen != where.Where():
+        if model or quant or draft or users != 1 or context != DEFAULT_CONTEXT or chosen != where.Where():
             raise UsageError(
                 "--batch takes models, machines and workloads from the file alone", hint=f"--batch {batch}"
             )
@@ -84,6 +91,8 @@ def command(
     if model is None:
         raise UsageError("no model given", hint="provision estimate llama3.1:8b")
     asked = workload(context, users, kv_cache, prompt_tokens, output_tokens)
+    if draft is not None:
+        return _with_draft(catalog, chosen, (model, draft), quant, engine, asked, draft_tokens)
     case = _case(catalog, chosen, model, quant, engine, asked)
     return _result((case,), case.findings, again=_typed(chosen))
 
@@ -91,6 +100,8 @@ def command(
 def _case(
     catalog: Catalog, chosen: where.Where, model: str, quant: str | None, engine: str, asked: Workload
 ) -> Candidate:
+    """With its limits, and what the engine would do if left to itself."""
+    from provision.cli.planning import completed
     from provision.sizing.planner import assess
     from provision.sizing.speed import efficiency_lookup
 
@@ -98,7 +109,8 @@ def _case(
     engine_spec = catalog.engine(engine)
     refuse(*build, engine_spec, asked)
     machine = where.one_machine(chosen, catalog)
-    return assess(machine, *build, engine_spec, asked, efficiency_lookup(catalog.efficiency))
+    case = assess(machine, *build, engine_spec, asked, efficiency_lookup(catalog.efficiency))
+    return completed(machine, build, engine_spec, asked, case)
 
 
 def named_build(catalog: Catalog, model: str, quant: str | None) -> Build:
@@ -116,12 +128,54 @@ def named_build(catalog: Catalog, model: str, quant: str | None) -> Build:
 def refuse(spec: ModelSpec, build: ModelBuild, quantization: Quantization, engine: EngineSpec, asked: Workload) -> None:
     """Raises NothingFits for what needs no machine to be refused."""
     from provision.domain.plan import RejectionReason
-    from provision.sizing.planner import refusal
+    from provision.sizing.remarks import refusal
 
     refused = refusal(spec, build, quantization, engine, asked)
     if refused is not None and refused.reason is not RejectionReason.NOT_PUBLISHED:  # sizing needs no tag
         code = refused.reason.value.replace("_", "-")
         raise NothingFits(f"{spec.id} {build.quantization}: {refused.message}", hint=refused.hint, code=code)
+
+
+def _with_draft(
+    catalog: Catalog,
+    chosen: where.Where,
+    models: tuple[str, str],
+    quant: str | None,
+    engine: str,
+    asked: Workload,
+    draft_tokens: int,
+) -> Result:
+    """A model and its draft side by side, the draft loaded first, so that the model has what is left."""
+    from dataclasses import replace
+
+    from provision.sizing.speculation import VOCABULARY_DIFFERENCE_MAX, speculate
+    from provision.sizing.speed import efficiency_lookup
+    from provision.sizing.together import together
+
+    spec = catalog.engine(engine)
+    if not spec.draft_models:
+        raise UsageError(
+            f"{spec.id} {spec.version} takes no draft model", hint="--engine llamacpp", code="engine-cannot-draft"
+        )
+    target, draft = named_build(catalog, models[0], quant), named_build(catalog, models[1], None)
+    refuse(*target, spec, asked)
+    refuse(*draft, spec, asked)
+    if abs(target[0].vocabulary_size - draft[0].vocabulary_size) > VOCABULARY_DIFFERENCE_MAX:
+        raise UsageError(
+            f"{draft[0].id} cannot draft for {target[0].id}: {draft[0].vocabulary_size:,} tokens in the vocabulary "
+            f"against {target[0].vocabulary_size:,}",
+            hint=f"--draft with a small model of the family {target[0].family}",
+            code="vocabulary-differs",
+        )
+    machine = where.one_machine(chosen, catalog)
+    joint = together(machine, [draft, target], spec, asked, efficiency_lookup(catalog.efficiency))
+    helper, case = joint.candidates
+    case = replace(case, speculation=speculate(target[0], case, helper, draft_tokens))
+    joint = replace(joint, candidates=(helper, case))
+    result = _result((case,), (), again=_typed(chosen))
+    return replace(
+        result, data={"cases": (case,), "together": joint}, show=lambda screen: _show(screen, (case,), joint)
+    )
 
 
 def _result(
@@ -169,16 +223,24 @@ def _typed(chosen: where.Where) -> str:
     return "".join(f" {option} {shlex.quote(value)}" for option, value in pairs if value)
 
 
-def _show(screen: Screen, cases: tuple[Candidate, ...]) -> None:
+def _show(screen: Screen, cases: tuple[Candidate, ...], joint: JointPlan | None = None) -> None:
     from provision.output import views
 
     if len(cases) != 1:
         _show_many(screen, cases)
         return
     (case,) = cases
-    screen.print(f"{case.model} {case.quantization} with {case.engine}: {views.placement_text(case)}")
+    screen.print(
+        f"{case.model} {case.quantization} with {case.engine} {case.engine_version}: {views.placement_text(case)}"
+    )
     views.show_memory(screen, case)
+    views.show_kv_pool(screen, case)
     views.show_speed(screen, case)
+    if joint is not None:
+        views.show_speculation(screen, case)
+        views.show_together(screen, joint)
+    else:
+        screen.print(views.room_line(case))
 
 
 def _show_many(screen: Screen, cases: tuple[Candidate, ...]) -> None:

@@ -18,7 +18,7 @@ from provision.cli.workload import (
     workload,
 )
 from provision.domain.finding import Finding
-from provision.errors import ExitCode
+from provision.errors import ExitCode, UsageError
 from provision.output.documents import Result
 from provision.units import format_bytes, format_tokens
 
@@ -38,7 +38,16 @@ def command(
     prompt_tokens: PromptOption = None,
     output_tokens: OutputOption = None,
     kv_cache: CacheOption = "f16",
-    engine: Annotated[str, typer.Option(help="Engine to plan for.")] = "ollama",
+    engine: Annotated[
+        list[str] | None,
+        typer.Option("--engine", help="ollama (default), llamacpp, vllm, ollama@0.24.0, or all. Repeatable."),
+    ] = None,
+    prefer: Annotated[
+        str, typer.Option("--prefer", help="What the order optimises: balanced, quality, speed or context.")
+    ] = "balanced",
+    together: Annotated[
+        bool, typer.Option("--together", help="Choose builds of the models named that all stay loaded at once.")
+    ] = False,
     available: Annotated[
         bool, typer.Option("--available", help="Hold memory against what is free now instead of the total.")
     ] = False,
@@ -59,19 +68,27 @@ def command(
     """Which models run on this hardware, how fast, and why the rest do not.
 
     Without options: this machine. Ranked: fully on the accelerators first, then fast enough to read along for every
-    user, then the larger model, then the better quantization. Exit code 4 when something asked for does not fit.
+    user, then the larger model, then the better quantization; --prefer changes that. Of several models named the plan
+    says whether they stay loaded at once. Exit code 4 when something asked for does not fit.
 
     \b
     Examples:
       provision plan --gpu "2x RTX 4090" --ram 128GiB --users 8 --context 16k
       provision plan --host admin@gpu1 --model qwen2.5-coder:32b --quant Q5_K_M -o plan.json
+      provision plan --gpu "RTX 4090" --ram 64GiB --model qwen2.5-coder:14b --model nomic-embed-text --together
+      provision plan --gpu "RTX 4090" --ram 64GiB --engine all --prefer context
       provision plan --tier workstation-minimum
     """
     from provision.catalog import load_catalog
-    from provision.cli.planning import claim_findings, make_plan
+    from provision.cli.planning import claim_findings, engines_named, make_plan
     from provision.records import write_json
 
+    if prefer not in ("balanced", "quality", "speed", "context"):
+        raise UsageError(f"--prefer {prefer} is not known", hint="--prefer quality, speed, context or balanced")
+    if together and len(model or ()) < 2:
+        raise UsageError("--together needs two models at least", hint="--model llama3.1:8b --model nomic-embed-text")
     asked = workload(context, users, kv_cache, prompt_tokens, output_tokens)
+    engines = engine or ["ollama"]
     catalog = load_catalog()
     chosen = where.Where(
         hosts=host or (), inventory=inventory, ssh_key=ssh_key, ssh_config=ssh_config, tier=tier, gpus=gpu or (),
@@ -84,10 +101,12 @@ def command(
         asked,
         models=model or (),
         quantizations=quant or (),
-        engine=engine,
+        engines=engines,
         basis="available" if available else "total",
+        prefer=prefer,  # type: ignore[arg-type]
+        together=together,
     )
-    claims = claim_findings(catalog, tier, found, asked, catalog.engine(engine)) if tier else ()
+    claims = claim_findings(catalog, tier, found, asked, engines_named(catalog, engines)[0]) if tier else ()
     if output is not None:
         write_json(output, plan)
     missing = _missing(plan, [catalog.model(name).id for name in model or ()])
@@ -143,11 +162,15 @@ def _show(screen: Screen, plan: Plan, output: Path | None, every: bool) -> None:
     if plan.candidates:
         shown = plan.candidates if every else views.best_of_each_model(plan.candidates)
         views.show_candidates(screen, shown, plan.selected)
+        screen.print(f"Ranked by {plan.ranked_by}.")
         if len(shown) < len(plan.candidates):
             screen.print(f"The best build of each model; {len(plan.candidates)} fit in all: --all shows them.")
         best = next(c for c in plan.candidates if c.id in plan.selected)
-        screen.print(f"Memory of {best.model} {best.quantization}:")
+        screen.print(f"Memory of {best.model} {best.quantization} with {best.engine} {best.engine_version}:")
         views.show_memory(screen, best)
+        screen.print(views.room_line(best))
+    if plan.together is not None:
+        views.show_together(screen, plan.together)
     views.show_rejections(screen, plan.rejections)
     if output is not None:
         screen.print(f"Plan written: provision apply {output} --host USER@HOST")

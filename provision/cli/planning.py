@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -10,16 +11,23 @@ import provision
 from provision.domain.plan import Plan
 from provision.errors import UsageError
 from provision.sizing.alternatives import judge_claim, would_fit
-from provision.sizing.planner import assess, is_resident, plan_builds, select
+from provision.sizing.choice import largest_context_tokens, most_users
+from provision.sizing.placing import place
+from provision.sizing.planner import RANKED_BY, assess, is_resident, plan_builds, select
+from provision.sizing.remarks import default_context_spills, not_together
 from provision.sizing.speed import efficiency_lookup
+from provision.sizing.together import choose_together
+from provision.sizing.together import together as load_together
 
 if TYPE_CHECKING:
     from provision.catalog import Catalog
     from provision.domain.finding import Finding
     from provision.domain.hardware import Machine
     from provision.domain.llm import EngineSpec, ModelSpec
-    from provision.domain.plan import CapacityBasis, Workload
-    from provision.sizing.planner import Build
+    from provision.domain.plan import Candidate, CapacityBasis, JointPlan, Workload
+    from provision.sizing.placing import Build
+    from provision.sizing.planner import Preference
+    from provision.sizing.speed import EfficiencyOf
 
 
 def builds(
@@ -46,6 +54,20 @@ def builds(
     return found
 
 
+def engines_named(catalog: Catalog, names: Sequence[str]) -> list[EngineSpec]:
+    """The engines of --engine, each once: ids, `id@version`, or `all` for the newest of every engine.
+
+    Of builds that are equally good the engine that comes first is preferred; of `all` the one that `apply` installs.
+    """
+    found: list[EngineSpec] = []
+    for name in names:
+        if name.casefold() == "all":
+            found += sorted(catalog.newest_engines, key=lambda engine: engine.id != "ollama")
+        else:
+            found.append(catalog.engine(name))
+    return list({(engine.id, engine.version): engine for engine in found}.values())
+
+
 def make_plan(
     machine: Machine,
     catalog: Catalog,
@@ -53,41 +75,41 @@ def make_plan(
     *,
     models: Sequence[str] = (),
     quantizations: Sequence[str] = (),
-    engine: str = "ollama",
+    engines: Sequence[str] = ("ollama",),
     basis: CapacityBasis = "total",
+    prefer: Preference = "balanced",
+    together: bool = False,
 ) -> Plan:
-    """Plan the models named, or all of the catalog. Whether anything fits is for the caller to judge."""
+    """Plan the models named, or all of the catalog. Whether anything fits is for the caller to judge.
+
+    Of several models named the plan says whether they stay loaded at once; with `together` their builds are chosen so
+    that they do, where that is possible.
+    """
     specs = list({spec.id: spec for spec in map(catalog.model, models)}.values())
     considered = builds(catalog, specs or catalog.models, quantizations, everything=not specs)
-    engine_spec = catalog.engine(engine)
+    efficiency_of = efficiency_lookup(catalog.efficiency)
     free = [disk.free_bytes for disk in machine.disks if disk.free_bytes is not None]
+    chosen_engines = engines_named(catalog, engines)
     candidates, rejections = plan_builds(
         machine,
         considered,
-        [engine_spec],
+        chosen_engines,
         workload,
-        efficiency_lookup(catalog.efficiency),
+        efficiency_of,
         basis=basis,
         disk_free_bytes=min(free, default=None),
+        prefer=prefer,
     )
+    case = _Case(machine, catalog, workload, efficiency_of, basis, considered, chosen_engines)
     selected = select(candidates, [spec.id for spec in specs])
     findings = list(machine.findings)
-    for spec in specs:
-        best = next((c for c in candidates if c.model == spec.id), None)
-        if machine.accelerators and (best is None or not is_resident(best)):
-            wanted = [b for b in considered if b[0].id == spec.id]
-            target = next((b for b in wanted if best and b[1].quantization == best.quantization), wanted[0])
-            everything = builds(catalog, catalog.models, ())
-            findings += would_fit(
-                machine,
-                target,
-                everything,
-                engine_spec,
-                workload,
-                efficiency_lookup(catalog.efficiency),
-                catalog.accelerators,
-                basis,
-            )
+    joint = None
+    if len(selected) > 1:
+        selected, joint, remarks = case.joint(candidates, selected, choose=together)
+        findings += remarks
+    candidates = [case.completed(c) if c.id in selected else c for c in candidates]
+    if not joint or not joint.resident:
+        findings += [f for spec in specs for f in case.offers(spec, candidates)]
     return Plan(
         created_at=datetime.now(UTC).replace(microsecond=0),
         provision_version=provision.__version__,
@@ -98,8 +120,117 @@ def make_plan(
         candidates=tuple(candidates),
         rejections=tuple(rejections),
         selected=selected,
+        ranked_by=RANKED_BY[prefer],
+        together=joint,
         findings=tuple(findings),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """What was asked, for the questions that follow from the ranking."""
+
+    machine: Machine
+    catalog: Catalog
+    workload: Workload
+    efficiency_of: EfficiencyOf
+    basis: CapacityBasis
+    considered: Sequence[Build]
+    engines: Sequence[EngineSpec]
+
+    def build_of(self, candidate: Candidate) -> Build:
+        wanted = (candidate.model, candidate.quantization)
+        return next(b for b in self.considered if (b[0].id, b[1].quantization) == wanted)
+
+    def engine_of(self, candidate: Candidate) -> EngineSpec:
+        return next(e for e in self.engines if (e.id, e.version) == (candidate.engine, candidate.engine_version))
+
+    def completed(self, candidate: Candidate) -> Candidate:
+        """With how far it can be stretched, and what its engine would do if left to itself."""
+        return completed(
+            self.machine,
+            self.build_of(candidate),
+            self.engine_of(candidate),
+            self.workload,
+            candidate,
+            self.basis,
+        )
+
+    def joint(
+        self, candidates: Sequence[Candidate], selected: tuple[str, ...], *, choose: bool
+    ) -> tuple[tuple[str, ...], JointPlan, list[Finding]]:
+        """The selected models side by side; with `choose` other builds of them where those selected do not hold."""
+        by_id = {c.id: c for c in candidates}
+        chosen = [by_id[one] for one in selected]
+        engine = self.engine_of(chosen[0])
+
+        def side_by_side(found: Sequence[Build]) -> JointPlan:
+            return load_together(self.machine, found, engine, self.workload, self.efficiency_of, self.basis)
+
+        plan = side_by_side([self.build_of(c) for c in chosen])
+        if plan.resident:
+            return selected, plan, []
+        options = [
+            sorted(
+                (self.build_of(c) for c in candidates if (c.model, c.engine) == (one.model, one.engine)),
+                key=lambda build: build[2].rank,
+                reverse=True,
+            )
+            for one in chosen
+        ]
+        better = choose_together(self.machine, options, engine, self.workload, self.basis)
+        if better and choose:
+            plan = side_by_side(better)
+            return tuple(c.id for c in plan.candidates), plan, []
+        return selected, plan, [not_together(plan, engine, self.machine, better)]
+
+    def offers(self, spec: ModelSpec, candidates: Sequence[Candidate]) -> list[Finding]:
+        """What to change so that a model that was named is all on accelerators, when it is not."""
+        best = next((c for c in candidates if c.model == spec.id), None)
+        if not self.machine.accelerators or (best is not None and is_resident(best)):
+            return []
+        wanted = [b for b in self.considered if b[0].id == spec.id]
+        target = next((b for b in wanted if best and b[1].quantization == best.quantization), wanted[0])
+        return would_fit(
+            self.machine,
+            target,
+            builds(self.catalog, self.catalog.models, ()),
+            self.engine_of(best) if best else self.engines[0],
+            self.workload,
+            self.efficiency_of,
+            self.catalog.accelerators,
+            self.basis,
+        )
+
+
+def completed(
+    machine: Machine,
+    build: Build,
+    engine: EngineSpec,
+    workload: Workload,
+    candidate: Candidate,
+    basis: CapacityBasis = "total",
+) -> Candidate:
+    """`candidate` with its longest context, its most users, and what the engine would do if left to itself."""
+    placed = place(machine, build, engine, workload, basis)
+    return replace(
+        with_default_context(machine, build, engine, workload, candidate, basis),
+        context_tokens_max=largest_context_tokens(machine, build, engine, workload, placed, basis),
+        users_max=most_users(machine, build, engine, workload, placed, basis),
+    )
+
+
+def with_default_context(
+    machine: Machine,
+    build: Build,
+    engine: EngineSpec,
+    workload: Workload,
+    candidate: Candidate,
+    basis: CapacityBasis = "total",
+) -> Candidate:
+    """`candidate` with a finding where the engine's own context would push layers off the accelerators."""
+    found = default_context_spills(machine, build, engine, workload, candidate.placement, basis)
+    return replace(candidate, findings=(*candidate.findings, found)) if found else candidate
 
 
 def claim_findings(
@@ -114,7 +245,7 @@ def claim_findings(
         spec = catalog.model(claim.model)
         quantization = catalog.quantization(claim.quantization)
         computed = assess(machine, spec, build, quantization, engine, workload, efficiency_lookup(catalog.efficiency))
-        verdict = judge_claim(claim, computed)
+        verdict = judge_claim(claim, computed, machine)
         if verdict:
             verdicts.append(verdict)
     return tuple(verdicts)

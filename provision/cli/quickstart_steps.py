@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from provision.domain.measurement import BenchResult
     from provision.domain.plan import Candidate, Plan, SpeedRange
     from provision.output.console import Progress
-    from provision.sizing.planner import Build
+    from provision.sizing.placing import Build
 
 _EMBEDDED_CONTEXT_TOKENS = 2048
 _PROMPT_TOKENS, _OUTPUT_TOKENS = 256, 64

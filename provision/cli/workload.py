@@ -16,8 +16,10 @@ ContextOption = Annotated[str, typer.Option("--context", help="Tokens per user: 
 UsersOption = Annotated[int, typer.Option("--users", help="People served at the same time.")]
 PromptOption = Annotated[int | None, typer.Option("--prompt-tokens", help="Prompt length that speeds are given for.")]
 OutputOption = Annotated[int | None, typer.Option("--output-tokens", help="Answer length that speeds are given for.")]
-CacheOption = Annotated[str, typer.Option("--kv-cache", help="Type of the KV cache: f16, q8_0 or q4_0.")]
+CacheOption = Annotated[str, typer.Option("--kv-cache", help="Type of the KV cache: f16; q8_0, q4_0; vLLM: fp8.")]
 
+KV_CACHE_TYPES = ("f16", "q8_0", "q4_0", "fp8")
+"""All engines' together; the engine says which of them it has."""
 DEFAULT_PROMPT_TOKENS, DEFAULT_OUTPUT_TOKENS = 512, 256
 
 _MIN_CONTEXT_TOKENS = 256
@@ -39,8 +41,8 @@ def workload(
         raise UsageError(f"--users {users}: from 1 to {_MAX_USERS:,}", hint="--users 8")
     if (prompt is not None and prompt < 1) or (output is not None and output < 2):
         raise UsageError("--prompt-tokens needs at least 1 and --output-tokens at least 2", hint="--prompt-tokens 512")
-    if kv_cache not in ("f16", "q8_0", "q4_0"):
-        raise UsageError(f"--kv-cache {kv_cache} is not known", hint="--kv-cache q8_0")
+    if kv_cache not in KV_CACHE_TYPES:
+        raise UsageError(f"--kv-cache {kv_cache} is not one of {', '.join(KV_CACHE_TYPES)}", hint="--kv-cache q8_0")
     answer = output or min(DEFAULT_OUTPUT_TOKENS, context_tokens // 2)
     question = prompt or min(DEFAULT_PROMPT_TOKENS, max(1, context_tokens - answer))
     if question + answer > context_tokens:

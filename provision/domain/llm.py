@@ -19,6 +19,8 @@ class AttentionLayers:
     key_dim: int
     value_dim: int
     window_tokens: int | None = None
+    state_bytes_per_sequence: int = 0
+    """Of a recurrent branch beside the attention, in each of these layers (Falcon-H1)."""
 
 
 @record
@@ -170,6 +172,68 @@ class ReleaseArchive:
 
 
 @record
+class ContextTier:
+    """Default context of an engine that chooses it by the total memory of all accelerators together."""
+
+    from_memory_bytes: int
+    context_tokens: int
+
+
+@record
+class BatchTier:
+    """Tokens per prefill step that an engine takes by itself for longer contexts, where it sees room for them."""
+
+    above_context_tokens: int
+    """Of all slots together."""
+    batch_tokens: int
+    memory_share: float
+    """Only when the predicted memory is at most this share of what is free."""
+    surcharge_bytes: int
+    """What the engine reckons for the step on top of its prediction."""
+
+
+@record
+class ServingTier:
+    """What an engine takes for one step by itself, by the memory of one device."""
+
+    from_memory_bytes: int
+    step_tokens: int
+    """Tokens of all requests in one step; its activations are reserved at start."""
+    sequences: int
+    """Requests in one step; their logits are reserved at start."""
+
+
+@record
+class PagedCache:
+    """Arithmetic of an engine that fills its share of the memory with cache blocks of fixed size (vLLM)."""
+
+    block_tokens: int
+    host_block_tokens: int
+    """The same where the engine runs on a CPU."""
+    tiers: tuple[ServingTier, ...]
+    """Largest first; the last one holds for the rest."""
+    smallest_tier_names: tuple[str, ...] = ()
+    """Words in names of devices that get the smallest tier whatever their memory."""
+    host_tier: ServingTier
+    steps_in_flight: int
+    """Steps whose tokens a sliding window still holds, besides the window."""
+    state_blocks: int
+    """Blocks that one sequence holds in each group of recurrent layers."""
+    scratch_bytes_per_logit: float
+    """Of the sampler, for each sequence and word of the vocabulary."""
+    graph_bytes: int
+    """CUDA graphs at the default capture sizes: for any model, ..."""
+    graph_bytes_per_layer: int
+    """... for each layer, ..."""
+    graph_bytes_per_expert_layer: int
+    """... and for each layer with routed experts."""
+    parallel_bytes: int
+    """What each device holds besides `EngineSpec.device_overhead_bytes` under tensor parallelism."""
+    driver_bytes: int
+    """Of a dedicated NVIDIA card's memory, kept by the driver: the engine's share is of the rest."""
+
+
+@record
 class EngineSpec:
     """Defaults and memory policy of one engine version: one record, used by sizing, roles and documentation alike."""
 
@@ -180,9 +244,26 @@ class EngineSpec:
     partial_offload: bool
     """Whether layers may stay in host memory."""
     default_context_tokens: int | None = None
-    """None: not set by us as a default, so every plan sets it."""
+    """What the engine takes when nobody sets a context; None: `context_tiers`, or the model's training context."""
+    context_tiers: tuple[ContextTier, ...] = ()
+    """Largest first; the last one holds for the rest. Capped by the training context."""
+    fit_context_tokens_min: int | None = None
+    """The engine lowers a context that nobody set until the model fits, down to this; None: it never does."""
+    default_slots: int = 1
+    """Requests served at the same time when nobody sets it; each has a context of its own."""
+    serial_architectures: tuple[str, ...] = ()
+    """Graphs that this version serves one request at a time, whatever is set."""
+    predicted_share: float | None = None
+    """The engine predicts memory before it loads: at most this share of one device's free memory puts a model there
+    alone, and at most this share of what is free loads it beside others. None: it does neither."""
+    batch_tiers: tuple[BatchTier, ...] = ()
+    """Largest first; below them `batch_tokens`."""
+    embedding_batch_tokens: int | None = None
+    """Tokens per step of embedding models; None: `batch_tokens`."""
     experts_on_host: bool = False
     """What does not fit of a mixture of experts: experts go to host memory before whole layers do."""
+    draft_models: bool = False
+    """Whether any small model can be given as a draft."""
     memory_fraction: float | None = None
     """Share of a device's total memory that the engine takes (vLLM)."""
     device_overhead_bytes: int
@@ -199,8 +280,16 @@ class EngineSpec:
     logits_of_all_tokens: bool = False
     """Whether a prefill step has room for the logits of all its tokens; servers of 2026 keep those of one token per
     slot."""
+    latent_cache_twice: bool = False
+    """Whether latent attention keeps its vector as key and again as value: llama.cpp before 2026."""
     unified_cache: bool = True
     """Whether all slots share one cache; else each has its own, and its own sliding windows."""
+    kv_cache_types: tuple[str, ...] = ("f16", "q8_0", "q4_0")
+    """Types of `Workload.kv_cache_type` that it knows; `f16` stands for 16 bits, F16 or BF16."""
+    paged: PagedCache | None = None
+    """None: caches are allocated per slot."""
+    accelerator_vendors: tuple[str, ...] = ()
+    """Whose accelerators it runs on; empty: any."""
     archives: tuple[ReleaseArchive, ...] = ()
     provenance: dict[str, str]
 

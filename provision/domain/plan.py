@@ -26,7 +26,7 @@ class Workload:
     prompt_tokens: int = 512
     output_tokens: int = 256
     """Length of the answer that speeds are given for; decode is at the mean depth prompt + output / 2."""
-    kv_cache_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+    kv_cache_type: Literal["f16", "q8_0", "q4_0", "fp8"] = "f16"
     value_cache_type: str | None = None
     """ggml type of the values, where it differs from that of the keys."""
 
@@ -66,7 +66,20 @@ class DeviceMemory:
 @record
 class MemoryEstimate:
     devices: tuple[DeviceMemory, ...]
+    """For an engine that takes a share of a device's memory (vLLM) the capacity is that share."""
     total_bytes: int
+    # What follows is of engines with one pool of cache blocks for all requests; None for others, and where the
+    # capacity is not known.
+    starts: bool | None = None
+    """Whether the pool holds one request of the whole context, without which the engine refuses to start."""
+    kv_capacity_tokens: int | None = None
+    """What the engine prints as cache size: requests of the whole context that the pool holds, times the context."""
+    kv_blocks: int | None = None
+    kv_block_tokens: int | None = None
+    concurrent_sequences_max: int | None = None
+    """Requests of the whole context that the pool holds at once; more wait, or are thrown out and computed again."""
+    context_tokens_max: int | None = None
+    """Largest context that the engine would start with, at most what the model was trained for."""
 
 
 @record
@@ -76,7 +89,8 @@ class Placement:
     layers: int
     tensor_parallel: int = 1
     split: tuple[int, ...] = ()
-    """Layers per accelerator, in the machine's order; empty on a CPU."""
+    """Layers per accelerator, in the machine's order; empty on a CPU. Under tensor parallelism every card computes its
+    part of every layer, at the same time: its share is given as that many layers."""
     output_on_host: bool = False
     """Whether the output matrix stays in host memory with some of the layers."""
     expert_layers_on_host: int = 0
@@ -92,6 +106,23 @@ class Speed:
     ttft_s: SpeedRange | None
     system_output_tokens_per_s: SpeedRange
     """All users together."""
+
+
+@record
+class Speculation:
+    """What a draft model may bring: an estimate from a range of acceptance rates, never a measurement."""
+
+    draft_model: str
+    draft_quantization: str
+    draft_tokens: int
+    """Drafted in each round."""
+    acceptance_low: float
+    acceptance_high: float
+    speedup_low: float
+    speedup_expected: float
+    speedup_high: float
+    decode_tokens_per_s: SpeedRange
+    """One user alone. `low` and `high` go with the ends of the acceptance rate."""
 
 
 class RejectionReason(StrEnum):
@@ -123,6 +154,17 @@ class Candidate:
     speed: Speed | None
     """None where the hardware's bandwidth is not known."""
     findings: tuple[Finding, ...] = ()
+    engine_version: str | None = None
+    """Whose rules the placement follows."""
+    slots: int | None = None
+    """Requests that the engine serves at the same time, where these are fewer than `users`."""
+    context_tokens_max: int | None = None
+    """Longest context for these users with everything that is on accelerators now staying there (without any: in host
+    memory); None: not looked for."""
+    users_max: int | None = None
+    """Most users with this context, likewise."""
+    speculation: Speculation | None = None
+    """With the draft model that was asked for."""
 
 
 @record
@@ -134,6 +176,34 @@ class Rejection:
     shortfall_bytes: int | None = None
     message: str
     hint: str | None = None
+
+
+@record
+class SharedDevice:
+    """One device and what each of several models takes of it."""
+
+    device: str
+    name: str
+    capacity_bytes: int | None
+    used_bytes: tuple[int, ...]
+    """By model, in the order of `JointPlan.candidates`."""
+    reserve_bytes: int
+    """Left free by the engine."""
+    total_bytes: int
+    headroom_bytes: int | None
+
+
+@record
+class JointPlan:
+    """Models that stay loaded at the same time, placed one after the other, each in what those before it left."""
+
+    candidates: tuple[Candidate, ...]
+    """In order of loading; capacities are what was still free."""
+    devices: tuple[SharedDevice, ...]
+    resident: bool
+    """All of them at once, with every layer on accelerators; on a CPU, in host memory."""
+    evicted: tuple[str, ...] = ()
+    """Candidate ids that the engine unloads to make room for a later one."""
 
 
 @record
@@ -150,4 +220,8 @@ class Plan:
     rejections: tuple[Rejection, ...]
     selected: tuple[str, ...] = ()
     """Candidate ids that `apply` installs; chosen together so that they share one context and one engine."""
+    ranked_by: str = ""
+    """What the order of the candidates optimises, in words."""
+    together: JointPlan | None = None
+    """The selected candidates side by side, where several models were asked for."""
     findings: tuple[Finding, ...] = ()

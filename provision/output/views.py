@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from provision.domain.hardware import Machine, MemoryKind
-from provision.domain.plan import Candidate, Rejection, RejectionReason, SpeedRange, Workload
+from provision.domain.plan import Candidate, JointPlan, Rejection, RejectionReason, SpeedRange, Workload
 from provision.units import (
     format_bandwidth,
     format_bytes,
@@ -75,15 +75,19 @@ def _rounded(tokens_per_s: float) -> str:
 
 
 def placement_text(candidate: Candidate) -> str:
-    """`gpu0`, `2 GPUs: 32+32`, `45/64 layers on GPU`, `CPU`."""
+    """`gpu0`, `2 GPUs: 32+32`, `2 GPUs, tensor parallel`, `45/64 layers on GPU`, `CPU`."""
     placement = candidate.placement
     used = [(i, n) for i, n in enumerate(placement.split) if n]
     if not used:
         return "CPU"
     if placement.gpu_layers < placement.layers:
         return f"{placement.gpu_layers}/{placement.layers} layers on GPU"
+    if placement.expert_layers_on_host:
+        return f"experts of {placement.expert_layers_on_host}/{placement.layers} on host"
     if len(used) == 1:
         return f"gpu{used[0][0]}"
+    if placement.tensor_parallel > 1:
+        return f"{placement.tensor_parallel} GPUs, tensor parallel"
     return f"{len(used)} GPUs: {'+'.join(str(n) for _, n in used)}"
 
 
@@ -111,7 +115,8 @@ def show_candidates(screen: Screen, candidates: Sequence[Candidate], selected: S
 def _candidate_table(
     screen: Screen, candidates: Sequence[Candidate], selected: Sequence[str], together: str | None, optional: list[str]
 ) -> Table:
-    order = [" ", "model", "quant", "memory", "placement", "decode tok/s", "ceiling", together, "TTFT"]
+    engine = "engine" if len({c.engine for c in candidates}) > 1 else None
+    order = [" ", "model", "quant", engine, "memory", "placement", "decode tok/s", "ceiling", together, "TTFT"]
     columns = [c for c in order if c and (c in optional or c not in ("memory", "placement", "ceiling", "TTFT"))]
     numbers = ("memory", "decode tok/s", "ceiling", "TTFT", together or "")
     table = screen.table(*columns, right=numbers)
@@ -124,6 +129,7 @@ def _candidate_table(
             " ": "*" if candidate.id in selected else "",
             "model": candidate.model,
             "quant": candidate.quantization,
+            "engine": candidate.engine,
             "memory": format_bytes(candidate.memory.total_bytes),
             "placement": placement_text(candidate),
             "decode tok/s": rate(decode),
@@ -153,6 +159,59 @@ def show_memory(screen: Screen, candidate: Candidate) -> None:
     for device in candidate.memory.devices:
         table.add_row(device.device, *(format_bytes(getattr(device, field)) for field in items.values()))
     screen.print(table)
+
+
+def room_line(candidate: Candidate) -> str:
+    """How far the candidate can be stretched where it lies."""
+    parts = []
+    if candidate.context_tokens_max is not None:
+        users = "1 user" if candidate.users == 1 else f"{candidate.users} users"
+        parts.append(f"{format_tokens(candidate.context_tokens_max)} tokens of context for {users}")
+    if candidate.users_max is not None:
+        users = "1 user" if candidate.users_max == 1 else f"{candidate.users_max:,} users"
+        parts.append(f"{users} at {format_tokens(candidate.context_tokens)}")
+    return f"Room without moving anything to the host: {' or '.join(parts)}." if parts else ""
+
+
+def show_together(screen: Screen, plan: JointPlan) -> None:
+    """What each model takes of each device when they are loaded one after the other."""
+    verdict = "All stay loaded at once" if plan.resident else "Not all stay loaded at once"
+    screen.print(f"{verdict}, in this order:")
+    names = [f"{c.model} {c.quantization}" for c in plan.candidates]
+    columns = [*names, "left free", "total", "capacity", "headroom"]
+    table = screen.table("device", *columns, right=tuple(columns))
+    for device in plan.devices:
+        numbers = (*device.used_bytes, device.reserve_bytes, device.total_bytes)
+        cells = [format_bytes(n) for n in numbers]
+        table.add_row(device.device, *cells, format_bytes(device.capacity_bytes), format_bytes(device.headroom_bytes))
+    screen.print(table)
+    for candidate, name in zip(plan.candidates, names, strict=True):
+        fate = "unloaded again" if candidate.id in plan.evicted else placement_text(candidate)
+        screen.print(f"{name}: {fate}")
+
+
+def show_speculation(screen: Screen, candidate: Candidate) -> None:
+    found = candidate.speculation
+    if found is None:
+        screen.print("with a draft: unknown, because a speed is not known")
+        return
+    screen.print(
+        f"drafted  {rate(found.decode_tokens_per_s)} tokens/s with {found.draft_model} {found.draft_quantization} "
+        f"drafting {found.draft_tokens}: an estimate, {found.speedup_low:.1f} to {found.speedup_high:.1f} times for "
+        f"{found.acceptance_low:.0%} to {found.acceptance_high:.0%} accepted"
+    )
+
+
+def show_kv_pool(screen: Screen, candidate: Candidate) -> None:
+    """What an engine with one pool of cache blocks holds; nothing for others."""
+    memory = candidate.memory
+    if memory.kv_capacity_tokens is None:
+        return
+    screen.print(
+        f"KV pool  {memory.kv_capacity_tokens:,} tokens ({memory.kv_blocks:,} blocks of {memory.kv_block_tokens}), "
+        f"{memory.concurrent_sequences_max:,} requests of {format_tokens(candidate.context_tokens)} at once, "
+        f"largest context {format_tokens(memory.context_tokens_max)}"
+    )
 
 
 def show_speed(screen: Screen, candidate: Candidate) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from provision.domain.finding import Finding
 from provision.domain.hardware import AcceleratorSpec, Machine, MemoryKind
 from provision.domain.llm import Claim, EngineSpec
 from provision.domain.plan import Candidate, CapacityBasis, Workload
-from provision.sizing.planner import Build, assess, is_resident, planned_accelerator
+from provision.sizing.arithmetic import decode_arithmetic
+from provision.sizing.choice import largest
+from provision.sizing.placing import Build
+from provision.sizing.planner import assess, is_resident, planned_accelerator
 from provision.sizing.speed import EfficiencyOf
 from provision.units import format_tokens, format_tokens_per_s
 
@@ -44,7 +47,7 @@ def would_fit(
         if found := resident(smaller, machine, workload):
             offer(f"{model.id} {found.quantization} fits, {_speed_text(found)}", f"--quant {found.quantization}")
             break
-    tokens = _largest_context(lambda c: resident(wanted, machine, replace(workload, context_tokens=c)) is not None,
+    tokens = _shorter_context(lambda c: resident(wanted, machine, replace(workload, context_tokens=c)) is not None,
                               workload.context_tokens)  # fmt: skip
     if tokens:
         offer(
@@ -59,17 +62,42 @@ def would_fit(
                 f"--model {found.model} --quant {found.quantization}",
             )
             break
-    vendors = {a.vendor for a in machine.accelerators}
-    sized = [c for c in cards if c.memory_bytes and c.vendor in vendors and c.memory_kind is not MemoryKind.UNIFIED]
-    for spec in sorted(sized, key=lambda c: (c.memory_bytes or 0, -(c.memory_bandwidth_bytes_per_s or 0))):
-        alone = replace(machine, accelerators=(planned_accelerator(spec, 0),))
-        if found := resident(wanted, alone, workload):
-            offer(f"one {spec.name} holds {model.id} {build.quantization}, {_speed_text(found)}", f'--gpu "{spec.id}"')
-            break
+    for spec, text in _larger(machine, cards, build.weights_bytes):
+        if found := resident(wanted, spec, workload):
+            offer(f"{text[0]} {model.id} {build.quantization}, {_speed_text(found)}", f'--gpu "{text[1]}"')
+            if len(spec.accelerators) == 1:
+                break
     return findings
 
 
-def judge_claim(claim: Claim, computed: Candidate) -> Finding | None:
+def _larger(
+    machine: Machine, cards: Sequence[AcceleratorSpec], weights_bytes: int
+) -> Iterator[tuple[Machine, tuple[str, str]]]:
+    """`machine` with other cards, the smallest first: twice as many of its own, then one larger of the same vendor.
+
+    With each how it is told, and what to type. Cards that cannot hold the weights are left out.
+    """
+    own = machine.accelerators[0] if machine.accelerators else None
+    by_id = {spec.id: spec for spec in cards}
+    spec = by_id.get(own.catalog_id or "") if own else None
+    if spec and spec.memory_kind is not MemoryKind.UNIFIED and all(a.name == spec.name for a in machine.accelerators):
+        count = 2 * len(machine.accelerators)
+        doubled = replace(machine, accelerators=tuple(planned_accelerator(spec, i) for i in range(count)))
+        yield doubled, (f"{count} {spec.name} hold", f"{count}x {spec.id}")
+    vendors = {a.vendor for a in machine.accelerators}
+    sized = [
+        c
+        for c in cards
+        if (c.memory_bytes or 0) >= weights_bytes and c.vendor in vendors and c.memory_kind is not MemoryKind.UNIFIED
+    ]
+    for one in sorted(sized, key=lambda c: (c.memory_bytes or 0, -(c.memory_bandwidth_bytes_per_s or 0))):
+        yield (
+            replace(machine, accelerators=(planned_accelerator(one, 0),)),
+            (f"one {one.name} holds", one.id),
+        )
+
+
+def judge_claim(claim: Claim, computed: Candidate, machine: Machine) -> Finding | None:
     """A published single-stream figure against what is computed for the same build on the same hardware."""
     if claim.claimed_tokens_per_s is None or computed.speed is None:
         return None
@@ -83,14 +111,11 @@ def judge_claim(claim: Claim, computed: Candidate) -> Finding | None:
         verdict = "plausible"
     else:
         verdict = "slower than it should be"
-    spilled = "" if is_resident(computed) else (
-        f", {computed.placement.gpu_layers} of {computed.placement.layers} layers on the GPU"
-    )  # fmt: skip
     return Finding(
         code="claim",
         message=f"claimed {format_tokens_per_s(claimed)} tokens/s for {computed.model} {computed.quantization}: "
         f"{verdict}; computed {format_tokens_per_s(decode.expected)} ({format_tokens_per_s(decode.low)}-"
-        f"{format_tokens_per_s(decode.high)}), ceiling {format_tokens_per_s(decode.ceiling)}{spilled}",
+        f"{format_tokens_per_s(decode.high)}){decode_arithmetic(machine, computed, claimed)}",
     )
 
 
@@ -100,12 +125,9 @@ def _speed_text(candidate: Candidate) -> str:
     return f"about {format_tokens_per_s(candidate.speed.decode_tokens_per_s.expected)} tokens/s"
 
 
-def _largest_context(holds: Callable[[int], bool], limit: int) -> int | None:
+def _shorter_context(holds: Callable[[int], bool], limit: int) -> int | None:
     """Most tokens below `limit`, in steps of 1,024, for which `holds`; None where not even 2,048 do."""
-    low, high = 2, limit // 1024
-    if high <= low or not holds(low * 1024):
+    high = (limit - 1) // 1024
+    if high < 2 or not holds(2048):
         return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle * 1024) else (low, middle)
-    return low * 1024
+    return largest(lambda steps: holds(steps * 1024), 2, high) * 1024

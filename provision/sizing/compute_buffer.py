@@ -48,7 +48,7 @@ class GraphShape:
     host_inputs: int
     logits: int
     cache_as_f16: int
-    """A quantized cache of one layer unpacked for flash attention."""
+    """A quantized cache of one layer as CUDA unpacks it for flash attention, in the buffer since 2026."""
     norm_copies: bool
     """Whether a device gets the normed activations besides the plain ones (llama.cpp from 2025 on)."""
     current: bool
@@ -78,13 +78,14 @@ def graph_shape(
             query = max(query, rows * heads * group.key_dim)
             raw = max(raw, rows * group.kv_heads * (2 * group.key_dim + group.value_dim))
             out = max(out, rows * heads * group.value_dim)
-            value_width, key_width = group.kv_heads * group.value_dim, group.kv_heads * group.key_dim
+            value_width, key_width, viewed = group.kv_heads * group.value_dim, group.kv_heads * group.key_dim, False
         else:
             assert isinstance(group, LatentAttentionLayers)
             windowed, value_width = False, group.latent_dim
             key_width = group.latent_dim + group.rope_dim
+            viewed = True
             key = group.key_dim or key_width
-            if expanded or engine.graph == "llama.cpp-2024":
+            if expanded:
                 query = max(query, rows * heads * key)
                 raw = max(raw, 3 * rows * heads * key)
                 out = max(out, rows * heads * (group.value_dim or key))
@@ -95,14 +96,18 @@ def graph_shape(
         if not flash:
             scores = max(scores, rows * heads * seen)
         elif quantized and current:
-            unpacked = max(unpacked, seen * cache.streams * (value_width + key_width) * 2)
+            # A latent vector is unpacked once: as value it is a view of the key.
+            unpacked = max(unpacked, seen * cache.streams * (key_width + (0 if viewed else value_width)) * 2)
         masks[windowed] = tokens * seen
         if not flash and since_2025:
             indices += tokens * (value_width * 8 if (windowed in masks) else 0)
     cells = sum(masks.values())
     on_host = cells * (2 if current and flash else 4)
-    # Before 2026 a 32-bit mask came from the host and flash attention made a 16-bit one of it.
+    # Before 2026 a 32-bit mask came from the host and flash attention made a 16-bit one of it; the large tensors of
+    # latent attention then reuse what the first one took.
     on_device = on_host + (0 if current or not flash else cells * 2)
+    if latent_query and not current and flash:
+        on_device = cells * 2
     kinds = len(masks)
     per_layer_indices = indices // max(1, sum(1 for g in model.layers if kv_cache.cells(g, cache))) * kinds
     experts = model.experts
@@ -146,12 +151,14 @@ def device_bytes(
     *,
     with_output: bool,
     attention_only: bool = False,
+    unpacks_cache: bool = True,
     first: bool = True,
     pipelined: bool = False,
     copied_expert_bytes: int = 0,
     copied_layer_bytes: int = 0,
 ) -> int:
-    """Compute buffer of one device; `attention_only` where its feed-forward parts are multiplied elsewhere.
+    """Compute buffer of one device; `attention_only` where its feed-forward parts are multiplied elsewhere,
+    `unpacks_cache` not on the host.
 
     `pipelined`: whole layers are split over several devices with everything on them. `copied_expert_bytes`,
     `copied_layer_bytes`: the largest matrix in host memory that a prefill step copies in to multiply on the device.
@@ -164,10 +171,11 @@ def device_bytes(
     else:
         inputs, kept = shape.device_inputs + hidden, 0
     residual = hidden if pipelined else 0
+    unpacked = shape.cache_as_f16 if unpacks_cache else 0
     if shape.latent_query:
-        attention = residual + 2 * hidden + shape.latent_query + shape.cache_as_f16
+        attention = residual + 2 * hidden + shape.latent_query + unpacked
     else:
-        attention = residual + hidden + shape.query + max(shape.query, shape.raw) + shape.cache_as_f16
+        attention = residual + hidden + shape.query + max(shape.query, shape.raw) + unpacked
         if not shape.scores:
             attention += shape.attention_out
     largest = attention + shape.scores
@@ -189,6 +197,13 @@ def device_bytes(
     if with_output:
         largest = max(largest, kept + shape.logits + hidden)
     return ceil(largest)
+
+
+def helper_bytes(shape: GraphShape, *, copied_expert_bytes: int = 0, copied_layer_bytes: int = 0) -> int:
+    """Compute buffer of an accelerator that holds no layer: it multiplies what the host keeps, a matrix at a time."""
+    dense = 2 * shape.gated + copied_layer_bytes if copied_layer_bytes else 0
+    experts = shape.expert + max(shape.expert, shape.expert_out) + copied_expert_bytes if copied_expert_bytes else 0
+    return 3 * shape.hidden + max(dense, experts)
 
 
 def host_bytes(shape: GraphShape, *, pipelined: bool = False, with_output: bool = False) -> int:

@@ -32,6 +32,8 @@ class WeightFormat:
     """Attention and dense feed-forward parts keep 16 bits where there are experts."""
     state_layers: bool = False
     """The projections of recurrent layers are quantized too."""
+    group_columns: int = 1
+    """Inputs that share a scale: a matrix is cut between groups, never within one."""
 
 
 _GROUP = 128
@@ -42,19 +44,19 @@ FORMATS = {
     "FP8": WeightFormat(8, bytes_per_row=2, state_layers=True),
     "FP8_STATIC": WeightFormat(8, bytes_per_matrix=4, state_layers=True),
     # A scale per block of 128 x 128: 32 bits (DeepSeek) or 16 (Qwen), 0.02 % of the whole either way.
-    "FP8_BLOCK": WeightFormat(8 + 32 / _GROUP**2, state_layers=True),
+    "FP8_BLOCK": WeightFormat(8 + 32 / _GROUP**2, state_layers=True, group_columns=_GROUP),
     "INT8": WeightFormat(8, bytes_per_row=2),
     # Groups of 128 with a 16-bit scale and a packed 4-bit zero point.
-    "AWQ": WeightFormat(4 + (16 + 4) / _GROUP),
+    "AWQ": WeightFormat(4 + (16 + 4) / _GROUP, group_columns=_GROUP),
     # The same, the order of the input channels (32 bits each), and the bias that AutoGPTQ writes for every matrix.
-    "GPTQ_INT4": WeightFormat(4 + (16 + 4) / _GROUP, bytes_per_column=4, bytes_per_row=2),
-    "GPTQ_INT8": WeightFormat(8 + (16 + 8) / _GROUP, bytes_per_column=4, bytes_per_row=2),
+    "GPTQ_INT4": WeightFormat(4 + (16 + 4) / _GROUP, bytes_per_column=4, bytes_per_row=2, group_columns=_GROUP),
+    "GPTQ_INT8": WeightFormat(8 + (16 + 8) / _GROUP, bytes_per_column=4, bytes_per_row=2, group_columns=_GROUP),
     # compressed-tensors, symmetric: no zero points; the order of the input channels and the shape (two 64-bit numbers).
-    "W4A16": WeightFormat(4 + 16 / _GROUP, bytes_per_column=4, bytes_per_matrix=16),
+    "W4A16": WeightFormat(4 + 16 / _GROUP, bytes_per_column=4, bytes_per_matrix=16, group_columns=_GROUP),
     # Blocks of 16 with an 8-bit scale; two 32-bit scalars per matrix.
-    "NVFP4": WeightFormat(4 + 8 / 16, bytes_per_matrix=8, state_layers=True),
+    "NVFP4": WeightFormat(4 + 8 / 16, bytes_per_matrix=8, state_layers=True, group_columns=16),
     # Blocks of 32 with an 8-bit scale.
-    "MXFP4": WeightFormat(4 + 8 / 32, experts_only=True),
+    "MXFP4": WeightFormat(4 + 8 / 32, experts_only=True),  # padded to whole groups where it is cut
 }
 """By quantization id of the catalog, upper case, `-` as `_`."""
 _ALIASES = {

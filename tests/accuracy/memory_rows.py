@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from provision.catalog import Catalog, load_catalog
 from provision.domain.hardware import Accelerator, Machine, MemoryPool, Origin
-from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, Quantization
+from provision.domain.llm import EngineSpec, LatentAttentionLayers, ModelBuild, ModelSpec, Quantization
 from provision.domain.plan import DeviceMemory, Placement, Workload
 from provision.errors import ProvisionError
 from provision.sizing import compute_buffer, kv_cache, memory, weights
@@ -49,6 +49,9 @@ class Case:
     """Some tensors were moved by hand."""
     split_known: bool
     weights_known: bool
+    rows_split: bool
+    """Each matrix is split over all devices, by rows."""
+    latent_of_the_fork: bool
 
 
 def predict(rows: list[Row]) -> list[Row]:
@@ -83,14 +86,14 @@ def _case(catalog: Catalog, devices: list[Row]) -> Case:
     key, value = _cache_types(row)
     # A log's context is that of all slots together.
     workload = Workload(
-        context_tokens=int(tokens) // slots if not engine.unified_cache else int(tokens),
+        context_tokens=max(1, int(tokens) // slots),
         users=slots,
         kv_cache_type=key,  # type: ignore[arg-type]
         value_cache_type=value,
     )
     build, quantization = memory_models.build_of(catalog, row, model)
     build = replace(build, expanded_cache=_is_expanded(row))
-    names = tuple(sorted({r["device"] for r in devices if _is_accelerator(r["device"])}, key=_order))
+    names = tuple(sorted({r["device"] for r in devices if _is_accelerator(r)}, key=_order))
     count = max(len(names), int(_number(row, "n_gpus") or 0))
     capacities, alike = _capacities(catalog, devices, names)
     total = int(_number(row, "total_layers") or 0)
@@ -119,6 +122,10 @@ def _case(catalog: Catalog, devices: list[Row]) -> Case:
         overridden=row.get("tensor_override", "").startswith("yes"),
         split_known=len(names) <= 1 or (alike and len(names) == count),
         weights_known=weights_known and build.weights_bytes > 0,
+        rows_split=any(r["device"].endswith("_Split") for r in devices),
+        latent_of_the_fork=engine.graph == "ik_llama.cpp"
+        and not build.expanded_cache
+        and any(isinstance(group, LatentAttentionLayers) for group in model.layers),
     )
 
 
@@ -140,14 +147,15 @@ def _bill(case: Case) -> dict[str, DeviceMemory]:
 
 def _answer(case: Case, bill: dict[str, DeviceMemory], row: Row) -> Row:
     name = row["device"]
-    host = not _is_accelerator(name)
+    host = not _is_accelerator(row)
     found = bill.get("host" if host else f"gpu{case.accelerators.index(name)}")
     cache, state = kv_cache.bytes_by_group(case.model, case.build, case.workload, case.engine)
     counts = [group.count for group in case.model.layers]
     answer: Row = {"id": row["id"], "kv_total_MiB": _mib(sum(c * b for c, b in zip(counts, cache, strict=True)))}
     reasons = []
     if name not in ("CPU", "CPU_Mapped") and host and "Host" not in name:
-        return answer | {"reason": f"what {name} repacks is not given"}
+        split = name.endswith("_Split")
+        return answer | {"reason": "rows are split over devices" if split else f"what {name} repacks is not given"}
     output = compute_buffer.output_bytes(case.model, case.workload.users)
     if found is None:
         answer |= {"kv_buffer_MiB": "", "reason": "no layer is on this device"}
@@ -159,6 +167,10 @@ def _answer(case: Case, bill: dict[str, DeviceMemory], row: Row) -> Row:
         reasons.append("the size of the file is not given")
     elif case.overridden:
         reasons.append("which tensors the override moved is not given")
+    elif case.rows_split and not host:
+        reasons.append("rows are split over devices, in shares that are not given")
+    elif not host and len(case.accelerators) > 1 and any(_overfull(bill, n) for n in range(len(case.accelerators))):
+        reasons.append("split as llama.cpp does by itself it would not have started")
     elif not case.split_known and not host:
         reasons.append("how layers were split over unlike devices is not given")
     elif found is not None:
@@ -167,7 +179,10 @@ def _answer(case: Case, bill: dict[str, DeviceMemory], row: Row) -> Row:
         answer["kv_buffer_MiB"] = _mib(found_kv)
     if any(state):
         answer["rs_buffer_MiB"] = _mib(found_state)
-    answer["compute_buffer_MiB"] = _mib(_compute(case, name, found_compute, host))
+    if case.latent_of_the_fork:
+        reasons.append("the fork's latent attention is not modelled: its compute buffer is not known")
+    else:
+        answer["compute_buffer_MiB"] = _mib(_compute(case, name, found_compute, host))
     if host:
         answer["output_buffer_MiB"] = _mib(output)
     if "model_buffer_MiB" in answer:
@@ -177,32 +192,45 @@ def _answer(case: Case, bill: dict[str, DeviceMemory], row: Row) -> Row:
 
 
 def _compute(case: Case, name: str, plain: int, host: bool) -> int:
-    """With experts moved to the host by an override, devices copy them in a prefill step and nothing is pipelined."""
-    if not case.overridden or host:
+    """With tensors moved to the host by an override, the first device copies them in for a prefill step, and nothing is
+    pipelined; a device without layers does only that."""
+    resident = any(case.placement.split)
+    if not case.overridden and (host or resident):
         return plain
-    index = case.accelerators.index(name)
     graph = compute_buffer.shape_for(case.model, case.engine, case.workload, expanded=case.build.expanded_cache)
+    if host:
+        return compute_buffer.host_bytes(graph) if case.accelerators else plain
+    index = case.accelerators.index(name)
     last = max((i for i, n in enumerate(case.placement.split) if n), default=0)
     layout = weights.layout(case.model, case.build, case.quantization)
     copied = 0
     if case.engine.graph != "ik_llama.cpp" and index == 0 and layout.expert_bytes:
         copied = round(max(layout.expert_bytes) * weights.largest_expert_share(case.model, case.quantization))
+    if not resident:
+        matrix = 0 if copied else round(max(layout.layer_bytes) * weights.LARGEST_DENSE_SHARE)
+        return compute_buffer.helper_bytes(graph, copied_expert_bytes=copied, copied_layer_bytes=matrix)
     return compute_buffer.device_bytes(graph, with_output=index == last, first=index == 0, copied_expert_bytes=copied)
 
 
+def _overfull(bill: dict[str, DeviceMemory], index: int) -> bool:
+    row = bill.get(f"gpu{index}")
+    return row is not None and row.headroom_bytes is not None and row.headroom_bytes + row.overhead_bytes < 0
+
+
 def _engine(catalog: Catalog, row: Row, model: ModelSpec) -> EngineSpec:
-    """The engine as its build has it. Builds count up by day: 2,900 is May 2024, 5,900 is July 2025, 8,800 is April
-    2026."""
+    """The engine as its build has it. Builds count up by day: 2,900 is May 2024, 5,450 is May 2025 (windows of their
+    own), 8,000 is February 2026; without a build the date decides."""
     name = row.get("engine", "")
     build = re.match(r"\d{4,5}", row.get("build", ""))
     number = int(build[0]) if build else None
     date = row.get("date", "")
+    date = f"{date}-06" if len(date) == 4 else date
     if name.startswith("ik_"):
         graph = "ik_llama.cpp"
     elif number is not None:
-        graph = "llama.cpp-2024" if number < 5900 else "llama.cpp-2025" if number < 8000 else "llama.cpp"
+        graph = "llama.cpp-2024" if number < 5450 else "llama.cpp-2025" if number < 8000 else "llama.cpp"
     else:
-        graph = "llama.cpp-2024" if date < "2025-07" else "llama.cpp-2025" if date < "2026" else "llama.cpp"
+        graph = "llama.cpp-2024" if date < "2025-05-20" else "llama.cpp-2025" if date < "2026" else "llama.cpp"
     base = catalog.engine("ollama" if name.startswith("ollama") else "llamacpp")
     flash = row.get("flash_attn", "")
     on = flash.startswith(("1", "on", "True", "enabled")) or (flash == "" and graph == "llama.cpp")
@@ -213,6 +241,7 @@ def _engine(catalog: Catalog, row: Row, model: ModelSpec) -> EngineSpec:
         batch_tokens=int(step),
         flash_attention=on,
         logits_of_all_tokens=graph != "llama.cpp",
+        latent_cache_twice=graph != "llama.cpp" if graph != "ik_llama.cpp" else row.get("mla_attn") == "1" and not on,
         unified_cache=True,
     )
 
@@ -250,8 +279,10 @@ def _capacities(catalog: Catalog, devices: list[Row], names: tuple[str, ...]) ->
     return tuple(size or 0 for size in sizes), len(set(sizes)) <= 1
 
 
-def _is_accelerator(device: str) -> bool:
-    return bool(re.fullmatch(r"(CUDA|Vulkan|ROCm|Metal|SYCL|HTP)\d*", device))
+def _is_accelerator(row: Row) -> bool:
+    """By the buffers' name in a log; a row that is no log names the card itself."""
+    device = row["device"]
+    return bool(re.fullmatch(r"(CUDA|Vulkan|ROCm|Metal|SYCL|HTP)\d*", device)) or not row.get("log_id")
 
 
 def _order(device: str) -> tuple[str, int]:

@@ -37,7 +37,8 @@ def test_every_row_is_answered_as_it_is_alone(tmp_path):
         pairs = [(option, cell) for option, cell in zip(OPTIONS, row, strict=True) if option and cell]
         alone = run_cli("estimate", row[1], *[word for pair in pairs for word in pair], "--json")
         (expected,) = alone.json["data"]["cases"]
-        assert case == {**expected, "id": row[0]}
+        # How far one case can be stretched takes dozens of placements: it is looked for where one case is asked for.
+        assert case == {**expected, "id": row[0], "context_tokens_max": None, "users_max": None}
 
 
 def test_rows_that_come_again_give_the_same_answer_under_their_own_id(tmp_path):

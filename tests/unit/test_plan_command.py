@@ -112,10 +112,10 @@ def test_two_models_by_name_are_both_selected_and_a_missing_one_is_partial():
     base = ["plan", "--gpu", "RTX 4090", "--ram", "64GiB"]
     both = run_cli(*base, "--model", "llama3.1:8b", "--model", "nomic-embed-text", "--context", "2k", "--json").json
     assert len(both["data"]["selected"]) == 2
-    partial = run_cli(*base, "--model", "llama3.1:8b", "--model", "nomic-embed-text", "--context", "8k", "--json")
+    partial = run_cli(*base, "--model", "llama3.1:8b", "--model", "qwen2.5-coder:32b", "--context", "64k", "--json")
     assert partial.json["status"] == "partial"
     assert partial.code == 4
-    assert "--context 2048" in partial.json["errors"][0]["hint"]
+    assert "--context 32768" in partial.json["errors"][0]["hint"]
 
 
 def test_estimate_batch_goes_on_after_a_bad_row(tmp_path):
