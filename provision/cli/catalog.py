@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from provision.cli import CONTEXT_SETTINGS, GLOBAL_OPTIONS_NOTE
+from provision.cli import CONTEXT_SETTINGS, GLOBAL_OPTIONS_NOTE, catalog_entries
 from provision.errors import ExitCode, UsageError
 from provision.output.documents import Result
 
@@ -112,6 +112,10 @@ def check() -> Result:
         exit_code=ExitCode.INVALID_FILE if report.errors else ExitCode.DONE,
         show=show,
     )
+
+
+app.command("add", epilog=GLOBAL_OPTIONS_NOTE)(catalog_entries.add)
+app.command("remove", epilog=GLOBAL_OPTIONS_NOTE)(catalog_entries.remove)
 
 
 def _find(catalog: Catalog, name: str) -> tuple[str, Any]:

@@ -19,6 +19,8 @@ class AttentionLayers:
     key_dim: int
     value_dim: int
     window_tokens: int | None = None
+    state_bytes_per_sequence: int = 0
+    """Of a recurrent branch beside the attention, in each of these layers (Falcon-H1)."""
 
 
 @record
@@ -270,12 +272,6 @@ class EngineSpec:
     """Left free by the engine on each device."""
     batch_tokens: int
     """Tokens per prefill step (llama.cpp's ubatch); sets the compute buffer."""
-    kv_cache_types: tuple[str, ...] = ("f16", "q8_0", "q4_0")
-    """Types of `Workload.kv_cache_type` that it knows; `f16` stands for 16 bits, F16 or BF16."""
-    paged: PagedCache | None = None
-    """None: caches are allocated per slot."""
-    accelerator_vendors: tuple[str, ...] = ()
-    """Whose accelerators it runs on; empty: any."""
     graph: Literal["llama.cpp-2024", "llama.cpp-2025", "llama.cpp", "ik_llama.cpp"] = "llama.cpp"
     """Generation of llama.cpp's compute graph, which sets the compute buffers: until and from mid 2025 (fused gated
     unit), the current one (16-bit mask; dated 2026), or the fork's."""
@@ -286,6 +282,12 @@ class EngineSpec:
     slot."""
     unified_cache: bool = True
     """Whether all slots share one cache; else each has its own, and its own sliding windows."""
+    kv_cache_types: tuple[str, ...] = ("f16", "q8_0", "q4_0")
+    """Types of `Workload.kv_cache_type` that it knows; `f16` stands for 16 bits, F16 or BF16."""
+    paged: PagedCache | None = None
+    """None: caches are allocated per slot."""
+    accelerator_vendors: tuple[str, ...] = ()
+    """Whose accelerators it runs on; empty: any."""
     archives: tuple[ReleaseArchive, ...] = ()
     provenance: dict[str, str]
 

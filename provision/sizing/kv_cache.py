@@ -25,7 +25,8 @@ from provision.domain.plan import Workload
 
 KV_BYTES_PER_VALUE = {
     "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q6_0": 26 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32,
-    "q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32, "q8_KV": 1.0, "fp8": 1.0,
+    "q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32, "q8_KV": 1.0,
+    "fp8": 1.0,  # vLLM, with one scale per tensor
 }  # fmt: skip
 """ggml block sizes: 32 values in so many bytes."""
 

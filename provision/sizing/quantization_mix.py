@@ -30,7 +30,9 @@ _FALLBACK = {
 """For rows that are not a whole number of blocks; the IQ types fall back to IQ4_NL."""
 
 _TINY = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M"})
-_LIKE_VALUE = frozenset({"v", "qkv", "kv_b"})
+_QKV = {"Q3_K_M": "Q4_K", "Q3_K_L": "Q4_K", "IQ3_M": "Q4_K", "Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K"}
+"""Fused projections, as published files have them (Phi 3.1 mini and Phi 4 in Q4_K_M match to the byte). Versions of
+2026 treat them, and the joined expansion of latent attention, like a value matrix instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +75,18 @@ def has_definite_rule(quantization: str) -> bool:
     return name in BLOCK or name in _BASE
 
 
-def row_bytes(ggml_type: str, columns: int) -> float:
-    """Bytes of one row; a row that is not a whole number of blocks is stored in the fallback type."""
-    values, size = BLOCK[ggml_type]
-    if columns % values:
+def fitting_type(ggml_type: str, columns: int) -> str:
+    """`ggml_type`, or what stands in for it where a row is not a whole number of its blocks."""
+    if columns % BLOCK[ggml_type][0]:
         ggml_type = _FALLBACK.get(ggml_type, "IQ4_NL" if ggml_type.startswith("IQ") else "F16")
         if columns % BLOCK[ggml_type][0]:
-            ggml_type = "F16"
-        values, size = BLOCK[ggml_type]
+            return "F16"
+    return ggml_type
+
+
+def row_bytes(ggml_type: str, columns: int) -> float:
+    """Bytes of one row; a row that is not a whole number of blocks is stored in the fallback type."""
+    values, size = BLOCK[fitting_type(ggml_type, columns)]
     return columns // values * size
 
 
@@ -119,8 +125,10 @@ def layer_type(mix: str, shape: MixShape, role: str, layer: int, *, order: int |
     index = layer if order is None else order
     if mix in _TINY:
         return _tiny(mix, base, shape, role, index)
-    if role in _LIKE_VALUE:
+    if role == "v":
         return _value(mix, base, shape, index)
+    if role == "qkv":
+        return _QKV.get(mix, base)
     if role == "k" or role == "q":
         if role == "k" and shape.experts == 8:
             return "Q8_0"
@@ -141,7 +149,7 @@ def _more_bits(layer: int, layers: int) -> bool:
 def _tiny(mix: str, base: str, shape: MixShape, role: str, index: int) -> str:
     """The mixes of two bits and less have rules of their own."""
     better = "IQ3_S" if mix in ("IQ2_S", "IQ2_M") else "Q2_K"
-    if role in _LIKE_VALUE:
+    if role == "v":
         return "Q4_K" if shape.query_heads_per_kv_head >= 4 or shape.experts >= 4 else better
     if role == "k" and shape.experts == 8:
         return "Q4_K"

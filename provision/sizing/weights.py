@@ -79,13 +79,7 @@ def largest_expert_share(model: ModelSpec, quantization: Quantization) -> float:
 @by_identity
 def _computed(model: ModelSpec, quantization: Quantization, joined_latent: bool) -> WeightLayout:
     mix = mixes.mix_of(quantization.id) if quantization.container == "gguf" else None
-    shape = mixes.MixShape(
-        layers=model.layer_count,
-        query_heads_per_kv_head=_query_heads_per_kv_head(model),
-        experts=model.experts.count if model.experts else 0,
-        tied=model.tied_embeddings,
-        is_70b=model.layer_count == 80 and (model.architecture or "llama") in ("llama", "qwen2", "deci"),
-    )
+    shape = mix_shape(model)
     table = model.vocabulary_size * model.hidden_size
     if mix is None:
         embedding = round(table * quantization.embedding_bits_per_weight / 8)
@@ -125,6 +119,17 @@ def _bytes(matrix: Matrix, mix: str | None, quantization: Quantization, shape: m
     if mix is None:
         return matrix.rows * matrix.columns * quantization.bits_per_weight / 8
     return matrix.rows * mixes.row_bytes(mixes.layer_type(mix, shape, matrix.role, layer), matrix.columns)
+
+
+def mix_shape(model: ModelSpec) -> mixes.MixShape:
+    """What the rules of quantization mixes look at."""
+    return mixes.MixShape(
+        layers=model.layer_count,
+        query_heads_per_kv_head=_query_heads_per_kv_head(model),
+        experts=model.experts.count if model.experts else 0,
+        tied=model.tied_embeddings,
+        is_70b=model.layer_count == 80 and (model.architecture or "llama") in ("llama", "qwen2", "deci"),
+    )
 
 
 def _query_heads_per_kv_head(model: ModelSpec) -> int:

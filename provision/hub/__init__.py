@@ -1,0 +1,1 @@
+"""Model hubs and registries: what they list, and the headers of their files."""
