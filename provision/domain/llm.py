@@ -256,6 +256,8 @@ class EngineSpec:
     predicted_share: float | None = None
     """The engine predicts memory before it loads: at most this share of one device's free memory puts a model there
     alone, and at most this share of what is free loads it beside others. None: it does neither."""
+    spreads: bool = False
+    """Splits a model over all devices that it is given, also where fewer would hold it."""
     batch_tiers: tuple[BatchTier, ...] = ()
     """Largest first; below them `batch_tokens`."""
     embedding_batch_tokens: int | None = None
