@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup lock lint types docs check lab clean
+.PHONY: help run test setup lock lint types docs accuracy check lab clean
 
 help: ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -55,6 +55,9 @@ types: setup ## mypy, strict
 
 docs: setup ## Regenerate help texts and tables in the README
 	$(BIN)/cog -r README.md
+
+accuracy: setup ## Measure the predictions and write docs/accuracy.md
+	$(BIN)/python -m tests.accuracy.report
 
 check: lint types test ## Everything CI runs
 

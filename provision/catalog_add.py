@@ -68,7 +68,8 @@ def prepare(catalog: Catalog, found: Found, name: str | None, *, today: date | N
     model_id, known = _settle_name(catalog, found, name)
     folder = user_data_dir() / "catalog"
     path = _file_for(folder, model_id)
-    before = [entry.record for entry in _users_entries(folder) if entry.file == str(path)]
+    own = _users_entries(folder)
+    before = [entry.record for entry in own if entry.file == str(path)]
     source = Source(
         id=f"added-{_slug(model_id)}-{blake2b(found.title.encode(), digest_size=3).hexdigest()}",
         title=found.title,
@@ -96,7 +97,7 @@ def prepare(catalog: Catalog, found: Found, name: str | None, *, today: date | N
         builds=tuple(added[key] for key in sorted(added)),
         quantizations=tuple(q for q, _ in new.values()),
         source=source,
-        overrides=_overridden(files),
+        overrides=_overridden(catalog, own, (model, *(added[key] for key in sorted(added)))),
         files=tuple(files),
         findings=(*found.findings, *_without_tag(found, added.values())),
     )
@@ -277,13 +278,19 @@ def _belongs_to(entry: Entry) -> str | None:
     return None if entry.table == "source" and entry.record.id.startswith("added-") else entry.label
 
 
-def _overridden(files: list[tuple[Path, str]]) -> tuple[str, ...]:
-    """Labels of the entries that are there under the same key."""
-    folder = files[-1][0].parent
-    written = [(str(folder), str(path), text.encode()) for path, text in files]
-    new = {(e.table, e.key): e for e in entries_of(written, lambda _: None)}
-    there = entries_of(files_of(folder), lambda _: None)
-    return tuple(dict.fromkeys(e.label for e in there if (e.table, e.key) in new and e.table != "source"))
+def _overridden(catalog: Catalog, before: list[Entry], records: Iterable[object]) -> tuple[str, ...]:
+    """The entries that are there under the same key, ours and the user's own."""
+    own = {(entry.table, entry.key): entry for entry in before}
+    ours = {("model", (m.id,)) for m in catalog.models} | {("build", (b.model, b.quantization)) for b in catalog.builds}
+    labels = []
+    for record in records:
+        entry = Entry("", "", _table(record), record)
+        known = (entry.table, entry.key)
+        if known in own:
+            labels.append(own[known].label)
+        elif known in ours:
+            labels.append(f"ours{entry.label}")
+    return tuple(labels)
 
 
 def _replace(path: Path, text: str) -> Written:

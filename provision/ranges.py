@@ -24,6 +24,11 @@ _LENGTH = Struct("<Q")
 _CUT = "it ends inside the header"
 
 
+def one_line(text: str) -> str:
+    """`text` with what cannot be printed spelt out: data goes into messages, which are one line."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class RangeSource(Protocol):
     """Something that gives any part of itself."""
 
@@ -44,7 +49,7 @@ class LocalFile:
 
     def __init__(self, path: Path, hint: str) -> None:
         self._hint = hint
-        self.label = str(path)
+        self.label = one_line(str(path))
         try:
             # A pipe would be waited for; the check is on what was opened, not on what the name meant before.
             self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -53,7 +58,7 @@ class LocalFile:
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
             self.close()
-            raise InvalidFile(f"{path} is not a regular file", hint=hint)
+            raise InvalidFile(f"{self.label} is not a regular file", hint=hint)
         self.size: int | None = status.st_size
 
     def read(self, offset: int, length: int) -> bytes:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from struct import Struct
 
-from provision.ranges import HEADER_LIMIT_BYTES, RangeReader, RangeSource
+from provision.ranges import HEADER_LIMIT_BYTES, RangeReader, RangeSource, one_line
 
 HINT = "give a .safetensors file as published; the download may be cut"
 
@@ -69,16 +69,16 @@ def read_header(source: RangeSource) -> dict[str, StoredTensor]:
 
 def _tensor(reader: RangeReader, name: str, entry: object) -> StoredTensor:
     if not isinstance(entry, dict):
-        raise reader.problem(f"tensor '{name[:80]}' is not described")
+        raise reader.problem(f"tensor '{_shown(name)}' is not described")
     dtype = entry.get("dtype")
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise reader.problem(f"tensor '{name[:80]}' is of type {str(dtype)[:20]!r}, which is not known")
+        raise reader.problem(f"tensor '{_shown(name)}' is of type {str(dtype)[:20]!r}, which is not known")
     shape, place = _whole_numbers(entry.get("shape")), _whole_numbers(entry.get("data_offsets"))
     if shape is None or place is None or len(place) != 2 or place[1] < place[0]:
-        raise reader.problem(f"tensor '{name[:80]}' has no shape or no place")
+        raise reader.problem(f"tensor '{_shown(name)}' has no shape or no place")
     size = place[1] - place[0]
     if size * 8 != math.prod(shape) * BITS[dtype]:
-        raise reader.problem(f"tensor '{name[:80]}' takes {size:,} bytes, which its shape does not")
+        raise reader.problem(f"tensor '{_shown(name)}' takes {size:,} bytes, which its shape does not")
     return StoredTensor(name, dtype, shape, place[0], size)
 
 
@@ -87,9 +87,13 @@ def _end(reader: RangeReader, tensors: dict[str, StoredTensor]) -> int:
     end, before = 0, ""
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.size_bytes)):
         if tensor.start < end:
-            raise reader.problem(f"the tensors '{before[:80]}' and '{tensor.name[:80]}' overlap")
+            raise reader.problem(f"the tensors '{_shown(before)}' and '{_shown(tensor.name)}' overlap")
         end, before = tensor.start + tensor.size_bytes, tensor.name
     return end
+
+
+def _shown(name: str) -> str:
+    return one_line(name[:80])
 
 
 def _whole_numbers(value: object) -> tuple[int, ...] | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from struct import Struct
 
 from provision.gguf.types import TENSOR_TYPES
-from provision.ranges import RangeReader, RangeSource
+from provision.ranges import RangeReader, RangeSource, one_line
 
 HINT = "give a .gguf file as published; the download may be cut"
 
@@ -198,4 +198,4 @@ def _text(reader: RangeReader, longest: int, what: str) -> str:
 
 
 def _decoded(data: bytes) -> str:
-    return data.decode("utf-8", "replace")
+    return one_line(data.decode("utf-8", "replace"))

@@ -79,18 +79,25 @@ class Bill:
         return self.weights(start, end, experts_on_host) + cached
 
     def device_compute(
-        self, *, with_output: bool, first: bool, pipelined: bool, spilled: bool, experts_on_host: bool
+        self,
+        *,
+        with_output: bool,
+        first: bool,
+        pipelined: bool,
+        spilled: bool,
+        experts_on_host: bool = False,
+        all_experts_on_host: bool = False,
     ) -> int:
         """Compute buffer of an accelerator. The first one also multiplies what is kept on the host, a prefill step at
-        a time, and has room for the matrix it copies in."""
+        a time, and has room for the matrix it copies in; the others then do attention only."""
+        copies = first and bool(self.graph.expert) and (experts_on_host or spilled)
         return compute_buffer.device_bytes(
             self.graph,
             with_output=with_output,
             first=first,
             pipelined=pipelined,
-            copied_expert_bytes=self.parts.largest_expert_matrix
-            if experts_on_host or (spilled and first and self.graph.expert)
-            else 0,
+            attention_only=all_experts_on_host and not first,
+            copied_expert_bytes=self.parts.largest_expert_matrix if copies else 0,
             copied_layer_bytes=self.parts.largest_layer_matrix if spilled and first else 0,
         )
 

@@ -84,7 +84,7 @@ def graph_shape(
             windowed, value_width = False, group.latent_dim
             key_width = group.latent_dim + group.rope_dim
             key = group.key_dim or key_width
-            if expanded or engine.graph == "llama.cpp-2024":
+            if expanded:
                 query = max(query, rows * heads * key)
                 raw = max(raw, 3 * rows * heads * key)
                 out = max(out, rows * heads * (group.value_dim or key))
@@ -101,8 +101,11 @@ def graph_shape(
             indices += tokens * (value_width * 8 if (windowed in masks) else 0)
     cells = sum(masks.values())
     on_host = cells * (2 if current and flash else 4)
-    # Before 2026 a 32-bit mask came from the host and flash attention made a 16-bit one of it.
+    # Before 2026 a 32-bit mask came from the host and flash attention made a 16-bit one of it; the large tensors of
+    # latent attention then reuse what the first one took.
     on_device = on_host + (0 if current or not flash else cells * 2)
+    if latent_query and not current and flash:
+        on_device = cells * 2
     kinds = len(masks)
     per_layer_indices = indices // max(1, sum(1 for g in model.layers if kv_cache.cells(g, cache))) * kinds
     experts = model.experts
@@ -189,6 +192,13 @@ def device_bytes(
     if with_output:
         largest = max(largest, kept + shape.logits + hidden)
     return ceil(largest)
+
+
+def helper_bytes(shape: GraphShape, *, copied_expert_bytes: int = 0, copied_layer_bytes: int = 0) -> int:
+    """Compute buffer of an accelerator that holds no layer: it multiplies what the host keeps, a matrix at a time."""
+    dense = 2 * shape.gated + copied_layer_bytes if copied_layer_bytes else 0
+    experts = shape.expert + max(shape.expert, shape.expert_out) + copied_expert_bytes if copied_expert_bytes else 0
+    return 3 * shape.hidden + max(dense, experts)
 
 
 def host_bytes(shape: GraphShape, *, pipelined: bool = False, with_output: bool = False) -> int:

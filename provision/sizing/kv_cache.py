@@ -47,6 +47,8 @@ class CacheShape:
     value_type: str = "f16"
     full_window: bool = False
     """Whether windows are kept at full context: engines before May 2025, or `--swa-full`."""
+    latent_values: bool = False
+    """Whether the latent vector is stored a second time as value: llama.cpp of 2025."""
 
 
 def cache_shape(workload: Workload, engine: EngineSpec) -> CacheShape:
@@ -63,6 +65,7 @@ def cache_shape(workload: Workload, engine: EngineSpec) -> CacheShape:
         key_type=workload.kv_cache_type,
         value_type=workload.value_cache_type or workload.kv_cache_type,
         full_window=engine.graph in ("llama.cpp-2024", "ik_llama.cpp"),
+        latent_values=engine.graph in ("llama.cpp-2024", "llama.cpp-2025"),
     )
 
 
@@ -92,8 +95,9 @@ def layer_bytes(group: Layers, shape: CacheShape, *, expanded: bool = False, hea
     if isinstance(group, LatentAttentionLayers):
         if expanded and group.key_dim and group.value_dim:
             return total * heads * (group.key_dim * key + group.value_dim * value)
-        # The latent vector serves as key and as value and is stored once, as a key.
-        return total * (group.latent_dim + group.rope_dim) * key
+        # The latent vector serves as key and as value.
+        twice = group.latent_dim * value if shape.latent_values else 0.0
+        return total * ((group.latent_dim + group.rope_dim) * key + twice)
     return 0.0
 
 

@@ -130,7 +130,6 @@ def _whole(bill: Bill, rooms: Rooms, subset: Sequence[int]) -> dict[int, int] | 
             first=index == subset[0],
             pipelined=many,
             spilled=False,
-            experts_on_host=False,
         )
         + (bill.parts.output if index == subset[-1] else 0)
         for index in subset
@@ -145,8 +144,8 @@ def _whole(bill: Bill, rooms: Rooms, subset: Sequence[int]) -> dict[int, int] | 
         counts = default_split(bill.layers, weights)
         if _holds(bill, counts, space):
             return dict(zip(subset, counts, strict=True))
-    counts = _filled(bill, space, 0)
-    return dict(zip(subset, counts, strict=True)) if counts else None
+    filled = _filled(bill, space, 0)
+    return dict(zip(subset, filled, strict=True)) if filled else None
 
 
 def _holds(bill: Bill, counts: Sequence[int], space: Sequence[float]) -> bool:
@@ -216,7 +215,7 @@ def _partial(bill: Bill, rooms: Rooms, usable: Sequence[int]) -> tuple[dict[int,
         for index in reversed(usable):
             last = index == usable[-1] and not output_on_host
             fixed = rooms.overhead_bytes + bill.device_compute(
-                with_output=last, first=index == usable[0], pipelined=False, spilled=True, experts_on_host=False
+                with_output=last, first=index == usable[0], pipelined=False, spilled=True
             )
             room = (rooms.capacity_bytes(index) or 0) - fixed - (bill.parts.output if last else 0)
             start = max(1, bisect_left(costs, costs[end] - room)) if room > 0 else end
@@ -254,7 +253,8 @@ def _itemise(
                 first=index == first,
                 pipelined=pipelined,
                 spilled=rest > 0,
-                experts_on_host=experts_on_host > start,
+                experts_on_host=experts_on_host > 0,
+                all_experts_on_host=experts_on_host >= end,
             ),
             overhead=rooms.overhead_bytes,
         )

@@ -142,6 +142,12 @@ def layer_type(mix: str, shape: MixShape, role: str, layer: int, *, order: int |
     return base
 
 
+def layer_class(mix: str, shape: MixShape, layer: int) -> tuple[str, ...]:
+    """Layers of one class have the same type for every role: those roles whose type any mix varies from layer to layer
+    are named."""
+    return tuple(layer_type(mix, shape, role, layer) for role in ("v", "down", "up"))
+
+
 def _more_bits(layer: int, layers: int) -> bool:
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 

@@ -35,7 +35,7 @@ def layout(model: ModelSpec, build: ModelBuild, quantization: Quantization) -> W
     computed = _computed(model, quantization, build.expanded_cache)
     total = computed.embedding_bytes + computed.output_bytes + sum(computed.layer_bytes)
     excess = build.weights_bytes - total
-    if -_METADATA_SHARE * total <= excess <= max(_METADATA_BYTES, _METADATA_SHARE * total) and sum(
+    if -_METADATA_SHARE * total <= excess <= max(_METADATA_BYTES, _METADATA_SHARE * total) and any(
         computed.layer_bytes
     ):
         return computed
@@ -97,8 +97,15 @@ def _computed(model: ModelSpec, quantization: Quantization, joined_latent: bool)
     if model.tied_embeddings or model.task is ModelTask.EMBEDDING:
         output = 0
     kinds = layer_kinds(model)
+    dense_layers = model.experts.dense_layers if model.experts else 0
     layers, experts = [], []
+    alike: dict[tuple[object, ...], tuple[int, int]] = {}  # most layers are like one before
     for index, kind in enumerate(kinds):
+        key = (kind, index < dense_layers, mix and mixes.layer_class(mix, shape, index))
+        if key in alike:
+            layers.append(alike[key][0])
+            experts.append(alike[key][1])
+            continue
         group = model.layers[kind]
         dense, routed, router = feed_forward_matrices(model, index)
         matrices = attention_matrices(model, group, split_latent=not joined_latent) + dense
@@ -106,6 +113,7 @@ def _computed(model: ModelSpec, quantization: Quantization, joined_latent: bool)
         of_experts = sum(_bytes(m, mix, quantization, shape, index) for m in routed)
         layers.append(round(size + of_experts) + router + small_bytes(model, group))
         experts.append(round(of_experts))
+        alike[key] = layers[-1], experts[-1]
     output += model.hidden_size * 4  # the last norm
     return WeightLayout(
         embedding_bytes=embedding,
