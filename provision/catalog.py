@@ -59,12 +59,13 @@ _TABLES: dict[str, tuple[type, str, tuple[str, ...]]] = {
 """Table name in TOML: type, field of Catalog, and the keys that make an entry unique and by which it is sorted."""
 
 SCHEMAS: dict[str, tuple[str, ...]] = {
+    "builds": ("build",),
     "claims": ("claim",),
     "efficiency": ("efficiency",),
     "engines": ("engine",),
     "hardware": ("accelerator",),
     "interconnects": ("interconnect",),
-    "models": ("model", "build"),
+    "models": ("model",),
     "platforms": ("platform",),
     "prices": ("price",),
     "quantizations": ("quantization",),
