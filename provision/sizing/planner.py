@@ -18,13 +18,13 @@ from provision.sizing.speed import EfficiencyOf, speed
 Preference = Literal["balanced", "quality", "speed", "context"]
 
 RANKED_BY: dict[Preference, str] = {
-    "balanced": "what stays on the accelerators first, then what is fast enough to read along for every user, then four "
-    "bits or more before less, then the larger model, then the better quantization",
+    "balanced": "what stays on the accelerators first, then what is fast enough to read along for every user, then "
+    "four bits or more before less, then the larger model, then the better quantization",
     "quality": "what is fast enough to read along for every user first, on the accelerators or not, then four bits or "
     "more before less, then the larger model, then the better quantization",
     "speed": "four bits or more before less, then tokens/s for each user, whatever the size of the model",
-    "context": "the longest context that stays on the accelerators, then four bits or more before less, then the larger "
-    "model, then the better quantization",
+    "context": "the longest context that stays on the accelerators, then four bits or more before less, then the "
+    "larger model, then the better quantization",
 }
 """What each order optimises, in words; text models come before embedding models in all of them."""
 

@@ -8,6 +8,7 @@ recipes (`UD-*`, `*_XL`, ik_llama.cpp's mixes) have no definite rule, so their l
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 BLOCK = {
     "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (32, 34), "Q4_0": (32, 18), "Q4_1": (32, 20),
@@ -30,6 +31,8 @@ _FALLBACK = {
 """For rows that are not a whole number of blocks; the IQ types fall back to IQ4_NL."""
 
 _TINY = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M"})
+_VARYING = _TINY | {"Q2_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M", "IQ3_XS", "IQ3_M"}
+"""Mixes that give some layers a better type than others."""
 _QKV = {"Q3_K_M": "Q4_K", "Q3_K_L": "Q4_K", "IQ3_M": "Q4_K", "Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K"}
 """Fused projections, as published files have them (Phi 3.1 mini and Phi 4 in Q4_K_M match to the byte). Versions of
 2026 treat them, and the joined expansion of latent attention, like a value matrix instead."""
@@ -142,10 +145,14 @@ def layer_type(mix: str, shape: MixShape, role: str, layer: int, *, order: int |
     return base
 
 
-def layer_class(mix: str, shape: MixShape, layer: int) -> tuple[str, ...]:
-    """Layers of one class have the same type for every role: those roles whose type any mix varies from layer to layer
-    are named."""
-    return tuple(layer_type(mix, shape, role, layer) for role in ("v", "down", "up"))
+@lru_cache(maxsize=4096)
+def layer_classes(mix: str, shape: MixShape) -> tuple[tuple[str, ...], ...]:
+    """For each layer its class: layers of one class have the same type for every role. Told by the roles whose type a
+    mix may vary from layer to layer; empty where it varies none."""
+    if mix not in _VARYING:
+        return ((),) * shape.layers
+    roles = ("v", "down", "up")
+    return tuple(tuple(layer_type(mix, shape, role, layer) for role in roles) for layer in range(shape.layers))
 
 
 def _more_bits(layer: int, layers: int) -> bool:

@@ -100,8 +100,9 @@ def _computed(model: ModelSpec, quantization: Quantization, joined_latent: bool)
     dense_layers = model.experts.dense_layers if model.experts else 0
     layers, experts = [], []
     alike: dict[tuple[object, ...], tuple[int, int]] = {}  # most layers are like one before
+    classes = mixes.layer_classes(mix, shape) if mix else ((),) * len(kinds)
     for index, kind in enumerate(kinds):
-        key = (kind, index < dense_layers, mix and mixes.layer_class(mix, shape, index))
+        key = (kind, index < dense_layers, classes[index])
         if key in alike:
             layers.append(alike[key][0])
             experts.append(alike[key][1])
