@@ -152,6 +152,9 @@ class ModelBuild:
     """Where the tag is from, when `source` is not a listing that shows it."""
     artifact: str | None = None
     """File or repository the size belongs to."""
+    expanded_cache: bool = False
+    """A latent-attention file from before the split matrices (April 2025): llama.cpp then stores whole keys and values
+    of every head, not the latent vector."""
     layout: WeightLayout | None = None
     """From the file's own header; None: computed from the shape and the quantization's mix."""
     source: str
