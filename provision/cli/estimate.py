@@ -105,7 +105,7 @@ def _case(
         code = refused.reason.value.replace("_", "-")
         raise NothingFits(f"{spec.id} {build.quantization}: {refused.message}", hint=refused.hint, code=code)
     machine = where.one_machine(chosen, catalog)
-    return assess(machine, spec, build, quantization, engine_spec, asked, efficiency_lookup(catalog.efficiency))
+    return assess(machine, spec, build, quantization, engine_spec, asked, efficiency_lookup(catalog.efficiency, catalog.intervals))
 
 
 def _batch(path: Path, catalog: Catalog, engine: str) -> Result:

@@ -66,7 +66,7 @@ def make_plan(
         considered,
         [engine_spec],
         workload,
-        efficiency_lookup(catalog.efficiency),
+        efficiency_lookup(catalog.efficiency, catalog.intervals),
         basis=basis,
         disk_free_bytes=min(free, default=None),
     )
@@ -84,7 +84,7 @@ def make_plan(
                 everything,
                 engine_spec,
                 workload,
-                efficiency_lookup(catalog.efficiency),
+                efficiency_lookup(catalog.efficiency, catalog.intervals),
                 catalog.accelerators,
                 basis,
             )
@@ -113,7 +113,7 @@ def claim_findings(
         build = catalog.build(claim.model, claim.quantization)
         spec = catalog.model(claim.model)
         quantization = catalog.quantization(claim.quantization)
-        computed = assess(machine, spec, build, quantization, engine, workload, efficiency_lookup(catalog.efficiency))
+        computed = assess(machine, spec, build, quantization, engine, workload, efficiency_lookup(catalog.efficiency, catalog.intervals))
         verdict = judge_claim(claim, computed)
         if verdict:
             verdicts.append(verdict)

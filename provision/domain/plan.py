@@ -75,6 +75,9 @@ class Placement:
     tensor_parallel: int = 1
     split: tuple[int, ...] = ()
     """Layers per accelerator, in the machine's order; empty on a CPU."""
+    expert_layers_on_host: int = 0
+    """MoE layers whose routed experts stay in host memory."""
+    output_on_host: bool = False
 
 
 @record

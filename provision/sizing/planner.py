@@ -42,7 +42,7 @@ def assess(
     `fits` says whether the memory holds it; the speed is given either way.
     """
     placement, estimate = memory.place(machine, model, build, quantization, engine, workload, basis)
-    predicted = speed(machine, model, build, engine.id, placement, estimate, workload, efficiency_of)
+    predicted = speed(machine, model, build, quantization, engine.id, placement, workload, efficiency_of)
     candidate = Candidate(
         id=f"{model.id}/{build.quantization}@{engine.id}",
         model=model.id,
@@ -117,11 +117,13 @@ def planned_accelerator(spec: AcceleratorSpec, index: int) -> Accelerator:
         name=spec.name,
         catalog_id=spec.id,
         device_class=spec.device_class,
+        architecture=spec.architecture,
         memory_kind=spec.memory_kind,
         memory=None
         if unified
         else MemoryPool(total_bytes=total, bandwidth_bytes_per_s=spec.memory_bandwidth_bytes_per_s),
         fp16_flops_per_s=spec.fp16_flops_per_s,
+        fp32_flops_per_s=spec.fp32_flops_per_s,
         power_limit_w=spec.power_limit_w,
         pcie=spec.pcie,
     )
