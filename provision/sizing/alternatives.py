@@ -13,7 +13,8 @@ from provision.sizing.arithmetic import decode_arithmetic
 from provision.sizing.choice import largest
 from provision.sizing.placing import Build
 from provision.sizing.planner import assess, is_resident, planned_accelerator
-from provision.sizing.speed import EfficiencyOf
+from provision.sizing.remarks import refusal
+from provision.sizing.speed import EfficiencyOf, Setup
 from provision.units import format_tokens, format_tokens_per_s
 
 
@@ -34,6 +35,8 @@ def would_fit(
     model, build, _ = wanted
 
     def resident(candidate_build: Build, where: Machine, load: Workload) -> Candidate | None:
+        if refusal(*candidate_build, engine, load) is not None:
+            return None
         candidate = assess(where, *candidate_build, engine, load, efficiency_of, basis)
         return candidate if candidate.fits and is_resident(candidate) else None
 
@@ -97,8 +100,11 @@ def _larger(
         )
 
 
-def judge_claim(claim: Claim, computed: Candidate, machine: Machine) -> Finding | None:
-    """A published single-stream figure against what is computed for the same build on the same hardware."""
+def judge_claim(claim: Claim, computed: Candidate, setup: Setup | None, workload: Workload) -> Finding | None:
+    """A published single-stream figure against what is computed for the same build on the same hardware.
+
+    `setup` is what the computed speed was worked out from; with it the arithmetic is told.
+    """
     if claim.claimed_tokens_per_s is None or computed.speed is None:
         return None
     decode = computed.speed.decode_tokens_per_s
@@ -111,11 +117,14 @@ def judge_claim(claim: Claim, computed: Candidate, machine: Machine) -> Finding 
         verdict = "plausible"
     else:
         verdict = "slower than it should be"
+    told = ""
+    if setup is not None:
+        told = "; " + decode_arithmetic(setup, computed.placement, workload.mean_depth_tokens, claimed)
     return Finding(
         code="claim",
         message=f"claimed {format_tokens_per_s(claimed)} tokens/s for {computed.model} {computed.quantization}: "
         f"{verdict}; computed {format_tokens_per_s(decode.expected)} ({format_tokens_per_s(decode.low)}-"
-        f"{format_tokens_per_s(decode.high)}){decode_arithmetic(machine, computed, claimed)}",
+        f"{format_tokens_per_s(decode.high)}){told}",
     )
 
 

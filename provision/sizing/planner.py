@@ -60,11 +60,10 @@ def predicted(
     efficiency_of: EfficiencyOf,
 ) -> Candidate:
     """`placed` with its speed and its findings."""
-    model, built, _ = build
     served = placed.launch.workload
-    rates = speed(machine, model, built, engine.id, placed.placement, placed.memory, served, efficiency_of)
+    rates = speed(machine, *build, engine.id, placed.placement, served, efficiency_of)
     candidate = _candidate(build, engine, workload, placed, rates)
-    found = findings(machine, model, candidate, engine, workload)
+    found = findings(machine, build[0], candidate, engine, workload)
     return replace(candidate, findings=found) if found else candidate
 
 
@@ -153,11 +152,13 @@ def planned_accelerator(spec: AcceleratorSpec, index: int) -> Accelerator:
         name=spec.name,
         catalog_id=spec.id,
         device_class=spec.device_class,
+        architecture=spec.architecture,
         memory_kind=spec.memory_kind,
         memory=None
         if unified
         else MemoryPool(total_bytes=total, bandwidth_bytes_per_s=spec.memory_bandwidth_bytes_per_s),
         fp16_flops_per_s=spec.fp16_flops_per_s,
+        fp32_flops_per_s=spec.fp32_flops_per_s,
         power_limit_w=spec.power_limit_w,
         pcie=spec.pcie,
     )
