@@ -31,8 +31,6 @@ _FALLBACK = {
 """For rows that are not a whole number of blocks; the IQ types fall back to IQ4_NL."""
 
 _TINY = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M"})
-_VARYING = _TINY | {"Q2_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M", "IQ3_XS", "IQ3_M"}
-"""Mixes that give some layers a better type than others."""
 _QKV = {"Q3_K_M": "Q4_K", "Q3_K_L": "Q4_K", "IQ3_M": "Q4_K", "Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K"}
 """Fused projections, as published files have them (Phi 3.1 mini and Phi 4 in Q4_K_M match to the byte). Versions of
 2026 treat them, and the joined expansion of latent attention, like a value matrix instead."""
@@ -145,14 +143,18 @@ def layer_type(mix: str, shape: MixShape, role: str, layer: int, *, order: int |
     return base
 
 
-@lru_cache(maxsize=4096)
-def layer_classes(mix: str, shape: MixShape) -> tuple[tuple[str, ...], ...]:
-    """For each layer its class: layers of one class have the same type for every role. Told by the roles whose type a
-    mix may vary from layer to layer; empty where it varies none."""
-    if mix not in _VARYING:
-        return ((),) * shape.layers
-    roles = ("v", "down", "up")
-    return tuple(tuple(layer_type(mix, shape, role, layer) for role in roles) for layer in range(shape.layers))
+@lru_cache(maxsize=2048)
+def layer_classes(mix: str, layers: int) -> tuple[int, ...]:
+    """For each layer its class: layers of one class have the same type for every role, whatever else the shape is."""
+    eighth = layers // 8
+    if mix in ("Q4_K_M", "Q5_K_M"):
+        return tuple(int(_more_bits(layer, layers)) for layer in range(layers))
+    if mix == "IQ3_M":
+        return tuple(2 * (layer < eighth) + _more_bits(layer, layers) for layer in range(layers))
+    bounds = {"Q3_K_M": (2, layers // 16), "Q4_K_S": (4, eighth), "IQ3_XS": (eighth, 7 * layers // 8)}.get(
+        mix, (eighth,) if mix in _TINY or mix == "Q2_K_S" else ()
+    )
+    return tuple(sum(layer >= bound for bound in bounds) for layer in range(layers))
 
 
 def _more_bits(layer: int, layers: int) -> bool:
