@@ -124,7 +124,7 @@ def command(
     )
 
 
-_OF_THE_BUILD = ("engine_cannot_load", "not_published")
+_OF_OTHERS = ("engine_cannot_load", "not_published")
 
 
 def _missing(plan: Plan, models: list[str]) -> tuple[Finding, ...]:
@@ -136,12 +136,10 @@ def _missing(plan: Plan, models: list[str]) -> tuple[Finding, ...]:
     errors = []
     for name in missing or ([] if plan.candidates else [None]):
         reasons = [r for r in plan.rejections if name in (None, r.model)]
-        # A reason that something can be done about says more than a size that is missing by far; that an engine does
-        # not load a build, or does not have it, says least.
+        # A reason that something can be done about says more than a size that is missing by far, and any of the
+        # engine's own builds more than those of other engines.
         nearest = min(
-            reasons,
-            key=lambda r: (r.reason in _OF_THE_BUILD, r.shortfall_bytes or 0, r.hint is None),
-            default=None,
+            reasons, key=lambda r: (r.reason.value in _OF_OTHERS, r.shortfall_bytes or 0, r.hint is None), default=None
         )
         errors.append(
             Finding(

@@ -120,6 +120,30 @@ class Quantization:
     provenance: dict[str, str]
 
 
+class QualityMetric(StrEnum):
+    PERPLEXITY_INCREASE_PERCENT = "perplexity_increase_percent"
+    """Of text the model reads, against the same model in 16 bits; lower is better."""
+    KL_DIVERGENCE = "kl_divergence"
+    """Mean, of the next token's distribution from that of the 16-bit model; lower is better."""
+    SAME_TOP_TOKEN_PERCENT = "same_top_token_percent"
+    """How often the most likely next token is that of the 16-bit model; higher is better."""
+
+
+@record
+class QualityLoss:
+    """What one quantization cost one model, as somebody measured it."""
+
+    quantization: str
+    metric: QualityMetric
+    model: str
+    """Catalog id of the model that was measured."""
+    importance_matrix: str | None = None
+    """The text it was made from, "none", or None where the source does not say."""
+    value: float
+    stderr: float | None = None
+    source: str
+
+
 class Precision(StrEnum):
     EXACT = "exact"
     """A published file's size, to the byte."""
@@ -229,6 +253,8 @@ class PagedCache:
     """... and for each layer with routed experts."""
     parallel_bytes: int
     """What each device holds besides `EngineSpec.device_overhead_bytes` under tensor parallelism."""
+    host_bytes: int
+    """What the engine's process holds besides the weights where it runs on a CPU."""
     driver_bytes: int
     """Of a dedicated NVIDIA card's memory, kept by the driver: the engine's share is of the rest."""
 
@@ -282,6 +308,8 @@ class EngineSpec:
     logits_of_all_tokens: bool = False
     """Whether a prefill step has room for the logits of all its tokens; servers of 2026 keep those of one token per
     slot."""
+    latent_cache_twice: bool = False
+    """Whether latent attention keeps its vector as key and again as value: llama.cpp before 2026."""
     unified_cache: bool = True
     """Whether all slots share one cache; else each has its own, and its own sliding windows."""
     kv_cache_types: tuple[str, ...] = ("f16", "q8_0", "q4_0")

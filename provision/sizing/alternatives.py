@@ -11,8 +11,8 @@ from provision.domain.llm import Claim, EngineSpec
 from provision.domain.plan import Candidate, CapacityBasis, Workload
 from provision.sizing.arithmetic import decode_arithmetic
 from provision.sizing.choice import largest
-from provision.sizing.placing import Build
-from provision.sizing.planner import assess, is_resident, planned_accelerator
+from provision.sizing.placing import Build, place
+from provision.sizing.planner import FOUR_BIT_RANK, planned_accelerator, predicted
 from provision.sizing.remarks import refusal
 from provision.sizing.speed import EfficiencyOf, Setup
 from provision.units import format_tokens, format_tokens_per_s
@@ -33,12 +33,13 @@ def would_fit(
     Looked at in turn: a smaller quantization, less context, another model, one larger card of the same vendor.
     """
     model, build, _ = wanted
+    others = [other for other in others if refusal(*other, engine, workload) is None]
 
     def resident(candidate_build: Build, where: Machine, load: Workload) -> Candidate | None:
-        if refusal(*candidate_build, engine, load) is not None:
+        placed = place(where, candidate_build, engine, load, basis)
+        if not (placed.fits and placed.resident):
             return None
-        candidate = assess(where, *candidate_build, engine, load, efficiency_of, basis)
-        return candidate if candidate.fits and is_resident(candidate) else None
+        return predicted(where, candidate_build, engine, load, placed, efficiency_of)
 
     findings: list[Finding] = []
 
@@ -58,8 +59,12 @@ def would_fit(
             f"--context {tokens}",
         )
     smaller_models = [b for b in others if b[0].id != model.id and b[0].task is model.task]
-    for other in sorted(smaller_models, key=lambda b: (b[0].parameters or 0, b[2].rank), reverse=True):
-        if (found := resident(other, machine, workload)) and (other[0].parameters or 0) <= (model.parameters or 0):
+
+    def order(b: Build) -> tuple[bool, int, int]:
+        return b[2].rank >= FOUR_BIT_RANK, b[0].parameters or 0, b[2].rank
+
+    for other in sorted(smaller_models, key=order, reverse=True):
+        if (other[0].parameters or 0) <= (model.parameters or 0) and (found := resident(other, machine, workload)):
             offer(
                 f"{found.model} {found.quantization} fits, {_speed_text(found)}",
                 f"--model {found.model} --quant {found.quantization}",

@@ -19,12 +19,12 @@ Preference = Literal["balanced", "quality", "speed", "context"]
 
 RANKED_BY: dict[Preference, str] = {
     "balanced": "what stays on the accelerators first, then what is fast enough to read along for every user, then "
-    "four bits or more before less, then the larger model, then the better quantization",
-    "quality": "what is fast enough to read along for every user first, on the accelerators or not, then four bits or "
-    "more before less, then the larger model, then the better quantization",
-    "speed": "four bits or more before less, then tokens/s for each user, whatever the size of the model",
-    "context": "the longest context that stays on the accelerators, then four bits or more before less, then the "
-    "larger model, then the better quantization",
+    "four bits or more, then the larger model, then the better quantization",
+    "quality": "what is fast enough to read along for every user first, on the accelerators or not, then four bits "
+    "or more, then the larger model, then the better quantization",
+    "speed": "four bits or more, then tokens/s for each user, whatever the size of the model",
+    "context": "the longest context that stays on the accelerators, then four bits or more, then the larger model, "
+    "then the better quantization",
 }
 """What each order optimises, in words; text models come before embedding models in all of them."""
 
@@ -169,7 +169,7 @@ def is_resident(candidate: Candidate) -> bool:
     return placing.is_resident(candidate.placement)
 
 
-_FOUR_BIT_RANK = 40
+FOUR_BIT_RANK = 40
 """Of Q4_0. A larger model in less than four bits goes after a smaller one in four: it loses more than it gains."""
 
 
@@ -180,7 +180,7 @@ def _rank(
     per_user = system / candidate.users
     resident = bool(machine.accelerators) and is_resident(candidate)
     is_text = float(model.task is ModelTask.TEXT)
-    in_four_bits = float(quantization.rank >= _FOUR_BIT_RANK)
+    in_four_bits = float(quantization.rank >= FOUR_BIT_RANK)
     if prefer == "speed":
         return (is_text, in_four_bits, per_user, float(model.parameters or 0), float(quantization.rank))
     usable = per_user >= _READING_TOKENS_PER_S or (resident and prefer != "quality")

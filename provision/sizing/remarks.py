@@ -127,7 +127,7 @@ def findings(
 ) -> tuple[Finding, ...]:
     """Remarks on one candidate that need no further placement."""
     found = []
-    if machine.accelerators and not is_resident(candidate.placement):
+    if machine.accelerators and engine.partial_offload and not is_resident(candidate.placement):
         found.append(_partial_offload(machine, candidate))
     if candidate.slots is not None and model.task is ModelTask.TEXT:
         found.append(_serial(model, candidate, engine))

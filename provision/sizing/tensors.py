@@ -49,7 +49,7 @@ def layer_kinds(model: ModelSpec) -> tuple[int, ...]:
 
 def attention_matrices(model: ModelSpec, group: Layers, *, split_latent: bool = True) -> list[Matrix]:
     """Projections of the attention part. `split_latent`: latent files since April 2025 hold the expansion as two
-    matrices, one per use; older ones as a single one."""
+    matrices, one per use; older ones as a single one, which the mixes of that time did not favour."""
     hidden, heads = model.hidden_size, model.attention_heads
     if isinstance(group, AttentionLayers):
         query, key, value = heads * group.key_dim, group.kv_heads * group.key_dim, group.kv_heads * group.value_dim
@@ -76,7 +76,7 @@ def attention_matrices(model: ModelSpec, group: Layers, *, split_latent: bool = 
                 Matrix("other", heads * group.value_dim, group.latent_dim),
             ]
         else:
-            made.append(Matrix("kv_b", heads * (plain + group.value_dim), group.latent_dim))
+            made.append(Matrix("other", heads * (plain + group.value_dim), group.latent_dim))
         return made
     return []
 

@@ -35,9 +35,8 @@ def layout(model: ModelSpec, build: ModelBuild, quantization: Quantization) -> W
     computed = _computed(model, quantization, build.expanded_cache)
     total = computed.embedding_bytes + computed.output_bytes + sum(computed.layer_bytes)
     excess = build.weights_bytes - total
-    if -_METADATA_SHARE * total <= excess <= max(_METADATA_BYTES, _METADATA_SHARE * total) and any(
-        computed.layer_bytes
-    ):
+    as_computed = -_METADATA_SHARE * total <= excess <= max(_METADATA_BYTES, _METADATA_SHARE * total)
+    if as_computed and any(computed.layer_bytes):
         return computed
     ends = computed.embedding_bytes + computed.output_bytes
     if build.weights_bytes <= ends:
