@@ -172,8 +172,10 @@ def _show(screen: Screen, plan: Plan, output: Path | None, every: bool) -> None:
     if plan.candidates:
         best_of_each = views.best_of_each_model(plan.candidates)
         shown = plan.candidates if every else best_of_each[:_MODELS_SHOWN]
-        views.show_candidates(screen, shown, plan.selected)
+        views.show_candidates(screen, plan, shown)
         screen.print(f"Ranked by {plan.ranked_by}.")
+        if plan.quality:
+            screen.print(views.quality_line(plan))
         if len(shown) < len(plan.candidates):
             models = f"{len(shown)} of {len(best_of_each)} models" if len(shown) < len(best_of_each) else "Every model"
             screen.print(f"{models}, each in its best build; {len(plan.candidates)} builds fit: --all shows them.")

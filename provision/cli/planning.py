@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import provision
-from provision.domain.plan import Plan
+from provision.domain.plan import MeasuredLoss, Plan
 from provision.errors import UsageError
 from provision.sizing.alternatives import judge_claim, would_fit
 from provision.sizing.choice import largest_context_tokens, most_users
 from provision.sizing.placing import place
 from provision.sizing.planner import RANKED_BY, assess, is_resident, plan_builds, select
+from provision.sizing.quality import losses
 from provision.sizing.remarks import default_context_spills, not_together
 from provision.sizing.speed import efficiency_lookup, prepare
 from provision.sizing.together import choose_together
@@ -122,7 +123,23 @@ def make_plan(
         selected=selected,
         ranked_by=RANKED_BY[prefer],
         together=joint,
+        quality=_losses(catalog, {c.quantization for c in candidates}),
         findings=tuple(findings),
+    )
+
+
+def _losses(catalog: Catalog, quantizations: set[str]) -> tuple[MeasuredLoss, ...]:
+    return tuple(
+        MeasuredLoss(
+            quantization=name,
+            metric=found.metric,
+            low=found.low,
+            high=found.high,
+            models=found.models,
+            sources=found.sources,
+        )
+        for name in sorted(quantizations)
+        for found in losses(name, catalog.quality)
     )
 
 

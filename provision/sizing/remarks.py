@@ -114,6 +114,8 @@ def does_not_fit(machine: Machine, candidate: Candidate, engine: EngineSpec, wor
         (d for d in candidate.memory.devices if d.headroom_bytes is not None), key=lambda d: d.headroom_bytes or 0
     )
     layers = f"; {placement.gpu_layers} of {placement.layers} layers would be on accelerators"
+    if placement.expert_layers_on_host:
+        layers += f", the experts of {placement.expert_layers_on_host} of them not"
     return because(
         RejectionReason.DOES_NOT_FIT,
         f"needs {format_bytes(worst.total_bytes)} on {worst.name}, which has {format_bytes(worst.capacity_bytes)}"

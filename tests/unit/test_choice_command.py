@@ -112,6 +112,17 @@ def test_speed_and_quality_choose_different_builds_of_one_model():
     assert found["context"][0]["context_tokens_max"] == max(c["context_tokens_max"] for c in found["context"])
 
 
+def test_the_quality_of_a_quantization_is_shown_with_the_models_it_was_measured_on():
+    base = ("plan", *CARD, "--model", "llama3.1:8b", "--engine", "llamacpp")
+    found = {(q["quantization"], q["metric"]): q for q in run_cli(*base, "--json").json["data"]["quality"]}
+    loss = found["Q4_K_M", "perplexity_increase_percent"]
+    assert 0 < loss["low"] < loss["high"] < 10
+    assert "llama3:8b" in loss["models"]
+    text = run_cli(*base, "--all").stdout
+    assert f"+{loss['low']:.1f}-{loss['high']:.1f} %" in text
+    assert "as measured on llama2:7b" in " ".join(text.split())
+
+
 def test_the_room_of_what_is_selected_is_true():
     base = ("plan", *CARD, "--model", "qwen2.5-coder:32b", "--quant", "Q4_K_M")
     best = run_cli(*base, "--json").json["data"]["candidates"][0]
