@@ -300,7 +300,7 @@ def _capacities(catalog: Catalog, devices: list[Row], names: tuple[str, ...]) ->
 def _is_accelerator(row: Row) -> bool:
     """By the buffers' name in a log; a row that is no log names the card itself."""
     device = row["device"]
-    return bool(re.fullmatch(r"(CUDA|Vulkan|ROCm|Metal|SYCL|HTP)\d*", device)) or not row.get("log_id")
+    return bool(re.fullmatch(r"(CUDA|Vulkan|ROCm|Metal|SYCL)\d*", device)) or not row.get("log_id")
 
 
 def _order(device: str) -> tuple[str, int]:

@@ -167,8 +167,9 @@ def _share(found: Errors | None, name: str, digits: int = 1) -> str:
 
 def _peer_table(lines: Sequence[peers.Line]) -> str:
     out = [
-        "| subset | tool | n | median ratio | MdAPE | p90 | within 20 % | too low | inside its interval |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| subset | tool | n | median ratio | MdAPE | p90 | within 20 % | too low | inside its interval "
+        "| our MdAPE on its rows |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     previous = ""
     for line in lines:
@@ -178,7 +179,7 @@ def _peer_table(lines: Sequence[peers.Line]) -> str:
         out.append(
             f"| {line.subset.strip() if line.subset != previous else ''} | {tool} | {found.n} "
             f"| {found.median_ratio:.2f} | {found.mdape:.1%} | {found.p90:.1%} | {found.within_20:.0%} "
-            f"| {found.under:.0%} | {coverage} |"
+            f"| {found.under:.0%} | {coverage} | {_share(line.ours, 'mdape') if line.ours else ''} |"
         )
         previous = line.subset
     return "\n".join(out) + "\n"
