@@ -18,6 +18,8 @@ REFERENCE_BANDWIDTH_BYTES_PER_S = 300e9
 
 HOST_CLASS = "cpu"
 
+_RUNTIMES = {"ollama": "llamacpp", "llamafile": "llamacpp", "lmstudio": "llamacpp", "lucebox": "llamacpp"}
+
 _FAMILIES = {
     "F16": "f16", "FP16": "f16", "F32": "f16", "BF16": "bf16", "Q8_0": "q8", "Q8_K_XL": "q8", "Q6_K": "q6",
     "Q4_0": "q4_0", "Q4_1": "q4_0", "IQ4_NL": "q4_0", "MXFP4": "q4_0", "Q5_0": "q4_0", "Q5_1": "q4_0",
@@ -47,6 +49,11 @@ class Kernel:
     shape: str = "transformer"
     """`hybrid` for models with recurrent layers."""
     bandwidth_bytes_per_s: float = REFERENCE_BANDWIDTH_BYTES_PER_S
+
+    @property
+    def runtime(self) -> str:
+        """The code that computes: Ollama, llamafile and LM Studio run llama.cpp's."""
+        return _RUNTIMES.get(self.engine, self.engine)
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,9 +242,10 @@ def prepare(
         if bandwidth is None:
             return None
         architecture = machine.cpu.architecture if machine.cpu and machine.cpu.architecture else ""
+        processor = machine.cpu.model if machine.cpu and machine.cpu.model else ""
         shares.append(
             Share(
-                kernel=kernel(HOST_CLASS, "cpu", architecture, "", bandwidth, "cpu"),
+                kernel=kernel(HOST_CLASS, "cpu", architecture, processor, bandwidth, "cpu"),
                 bandwidth_bytes_per_s=bandwidth,
                 fp32_flops_per_s=None,
                 fp16_flops_per_s=HOST_FLOPS_PER_BYTE * bandwidth,

@@ -43,10 +43,13 @@ PRIORS: tuple[tuple[str, str, float, float], ...] = (
     ("memory", "family", 0.2, 0.0),
     ("memory", "vendor+family", 0.12, 0.0),
     ("memory", "architecture+family", 0.08, 0.0),
-    ("memory", "engine", 0.15, 0.0),
+    ("memory", "runtime", 0.15, 0.0),
+    ("memory", "engine", 0.1, 0.0),
     ("memory", "vendor+backend", 0.15, 0.0),
     ("memory", "backend+family", 0.15, 0.0),
+    ("memory", "runtime+era", 0.1, 0.0),
     ("memory", "moe", 0.3, 0.0),
+    ("memory", "backend+moe+era", 0.2, 0.0),
     ("memory", "vendor+moe", 0.15, 0.0),
     ("memory", "bandwidth^vendor", 0.15, 0.0),
     ("memory", "bandwidth^vendor+family", 0.1, 0.0),
@@ -62,16 +65,19 @@ PRIORS: tuple[tuple[str, str, float, float], ...] = (
     ("layer", "device_class", 0.5, 0.0),
     ("layer", "architecture", 0.3, 0.0),
     ("layer", "vendor+backend", 0.3, 0.0),
-    ("layer", "engine", 0.4, 0.0),
-    ("layer", "era", 0.2, 0.0),
+    ("layer", "runtime", 0.4, 0.0),
+    ("layer", "engine", 0.2, 0.0),
+    ("layer", "runtime+era", 0.2, 0.0),
     ("layer", "shape", 0.3, 0.0),
     ("experts", "all", 1.0, 1.0),
     ("experts", "device_class", 0.4, 0.0),
     ("experts", "backend", 0.4, 0.0),
-    ("experts", "engine", 0.3, 0.0),
+    ("experts", "runtime", 0.3, 0.0),
+    ("experts", "engine", 0.15, 0.0),
     ("step", "all", 1.0, -1.5),
     ("step", "device_class", 0.5, 0.0),
-    ("step", "engine", 0.5, 0.0),
+    ("step", "runtime", 0.5, 0.0),
+    ("step", "engine", 0.3, 0.0),
     ("hop", "all", 1.0, 0.0),
     ("sync", "all", 1.0, 0.5),
     ("sync", "engine", 0.5, 0.0),
@@ -88,8 +94,11 @@ PRIORS: tuple[tuple[str, str, float, float], ...] = (
     ("prompt_compute", "architecture", 0.3, 0.0),
     ("prompt_compute", "family", 0.2, 0.0),
     ("prompt_compute", "architecture+family", 0.15, 0.0),
-    ("prompt_compute", "engine", 0.3, 0.0),
+    ("prompt_compute", "runtime", 0.3, 0.0),
+    ("prompt_compute", "engine", 0.15, 0.0),
     ("prompt_compute", "backend", 0.3, 0.0),
+    ("prompt_compute", "backend+era", 0.2, 0.0),
+    ("prompt_compute", "backend+moe+era", 0.2, 0.0),
     ("prompt_compute", "backend+family", 0.2, 0.0),
     ("prompt_compute", "moe", 0.4, 0.0),
     ("prompt_compute", "vendor+moe", 0.3, 0.0),
@@ -102,9 +111,11 @@ PRIORS: tuple[tuple[str, str, float, float], ...] = (
     ("prompt_memory", "moe", 0.5, 0.0),
     ("prompt_layer", "all", 1.0, 1.0),
     ("prompt_layer", "device_class", 0.4, 0.0),
-    ("prompt_layer", "engine", 0.5, 0.0),
+    ("prompt_layer", "runtime", 0.5, 0.0),
+    ("prompt_layer", "engine", 0.2, 0.0),
     ("prompt_request", "all", 1.0, -2.0),
-    ("prompt_request", "engine", 1.0, 0.0),
+    ("prompt_request", "runtime", 1.0, 0.0),
+    ("prompt_request", "engine", 0.5, 0.0),
 )
 
 
@@ -159,6 +170,8 @@ def cells_of(rows: Iterable[Row], catalog: Catalog) -> list[Cell]:
     for row in rows:
         if _UNUSABLE.search(row["flags"]) or not row["tok_per_s"]:
             continue
+        if row["metric"] == "prefill" and row["engine"] == "ollama":
+            continue  # its rate counts prompt tokens that it took from its cache
         try:
             case = case_of(row, catalog, neutral)
             tokens, _ = case.demands()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from provision.catalog import Catalog, load_catalog
-from provision.domain.hardware import Accelerator, AcceleratorSpec, Machine, MemoryKind, MemoryPool, Origin
+from provision.domain.hardware import Accelerator, AcceleratorSpec, Cpu, Machine, MemoryKind, MemoryPool, Origin
 from provision.domain.llm import (
     AttentionLayers,
     Experts,
@@ -103,10 +103,12 @@ def _times(demands: list[Demand], count: float) -> list[Demand]:
     return [(term, kernel, value * count) for term, kernel, value in demands]
 
 
-def predict(rows: list[Row]) -> list[Row]:
-    """A prediction in tokens/s for each row, or an empty one with its reason."""
-    catalog = load_catalog()
-    efficiency = efficiency_lookup(catalog.efficiency, catalog.intervals)
+def predict(
+    rows: list[Row], catalog: Catalog | None = None, efficiency: EfficiencyModel | None = None
+) -> list[Row]:
+    """A prediction in tokens/s for each row, or an empty one with its reason; by the catalog's factors if no others."""
+    catalog = catalog or load_catalog()
+    efficiency = efficiency or efficiency_lookup(catalog.efficiency, catalog.intervals)
     return [_predicted(row, catalog, efficiency) for row in rows]
 
 
@@ -198,8 +200,8 @@ _HOSTS: tuple[tuple[str, float], ...] = (
 )  # fmt: skip
 """Peak bandwidth of the memory that a CPU is sold with: channels x 8 bytes x transfer rate."""
 
-_DEFAULT_HOST_BYTES_PER_S = 51.2e9
-"""Two channels of DDR4-3200, where nothing is said about the host."""
+_DEFAULT_HOST_BYTES_PER_S = 89.6e9
+"""Two channels of DDR5-5600, where nothing is said about the host."""
 
 
 def _setup(
@@ -213,7 +215,8 @@ def _setup(
     devices = int(_number(row["n_devices"]) or 1)
     engine = _ENGINES.get(row["engine"], row["engine"])
     host = _host_bandwidth(row, known=not cpu_only or bool(row["cpu"]))
-    machine = _machine(spec, devices, host, row["hardware_as_reported"])
+    processor = row["cpu"] or (row["hw_id"] if cpu_only else "")
+    machine = _machine(spec, devices, host, row["hardware_as_reported"], processor)
     layers = model.layer_count
     partial = False
     if spec is None:
@@ -230,7 +233,7 @@ def _setup(
         )
     setup = prepare(
         machine, model, build, quantization, engine, placement, efficiency, _cache_type(row["kv_type"]),
-        backend=_backend(row, spec), attention=_attention(row), era="2024" if _year(row["date"]) <= 2024 else "current",
+        backend=_backend(row, spec), attention=_attention(row), era=_era(row["date"]),
         batch_tokens=int(_number(row["n_ubatch"]) or 0) or (2048 if engine in ("vllm", "sglang") else 512),
     )  # fmt: skip
     if setup is None:
@@ -249,7 +252,7 @@ def _accelerator(name: str, catalog: Catalog) -> AcceleratorSpec:
     raise Unpredictable(f"the catalog does not know '{name}' as one device")
 
 
-def _machine(spec: AcceleratorSpec | None, devices: int, host_bytes_per_s: float | None, reported: str) -> Machine:
+def _machine(spec: AcceleratorSpec | None, devices: int, host_bytes_per_s: float | None, reported: str, processor: str) -> Machine:
     bandwidth = host_bytes_per_s
     cards: tuple[Accelerator, ...] = ()
     if spec is not None:
@@ -259,7 +262,7 @@ def _machine(spec: AcceleratorSpec | None, devices: int, host_bytes_per_s: float
         if spec.memory_kind is MemoryKind.UNIFIED:
             bandwidth = spec.memory_bandwidth_bytes_per_s
     return Machine(
-        name="row", origin=Origin.DECLARED, memory=MemoryPool(total_bytes=None, bandwidth_bytes_per_s=bandwidth),
+        name="row", origin=Origin.DECLARED, cpu=Cpu(model=processor or None, architecture=None), memory=MemoryPool(total_bytes=None, bandwidth_bytes_per_s=bandwidth),
         accelerators=cards,
     )  # fmt: skip
 
@@ -352,8 +355,12 @@ def _attention(row: Row) -> str:
     return "flash" if row["date"][:7] >= "2025-09" and row["date"][:2] == "20" and ".." not in row["date"] else "plain"
 
 
-def _year(date: str) -> int:
-    return int(date[:4]) if date[:4].isdigit() else 2025
+def _era(date: str) -> str:
+    """Of the engine's build, as far as the date of the run tells it: speed has changed much from year to year."""
+    year = date[:4]
+    if ".." in date or "snapshot" in date or not year.isdigit():
+        return "mixed"
+    return "2024" if year <= "2024" else year if year == "2025" else "current"
 
 
 # Which model
