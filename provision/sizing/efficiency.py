@@ -100,7 +100,9 @@ class EfficiencyModel:
         self._exponents = [(r.scope.split("^")[1].split("+"), r.factors) for r in records if "^" in r.scope]
         self._classes = {key for r in records if r.scope == "device_class" and r.term == "memory" for key in r.factors}
         self._devices = {key for r in records if r.scope == "device" for key, n in r.samples.items() if n}
-        self._intervals = {(i.measure, i.group): Interval(i.low_ratio, i.high_ratio) for i in intervals}
+        self._intervals: dict[tuple[str, str], Interval] = {
+            (i.measure, i.group): Interval(i.low_ratio, i.high_ratio) for i in intervals
+        }
         self._known: dict[Kernel, Coefficients | None] = {}
 
     def __call__(self, kernel: Kernel) -> Coefficients | None:
@@ -165,13 +167,19 @@ def is_moe(model: ModelSpec) -> bool:
     return model.experts is not None
 
 
-def interval_groups(kernel: Kernel, measured: bool, *, devices: int = 1, partial: bool = False) -> tuple[str, ...]:
-    """Names of the groups an interval is looked up by, narrowest first."""
+def interval_groups(
+    kernel: Kernel, measured: bool, *, devices: int = 1, partial: bool = False, sized: bool = True
+) -> tuple[str, ...]:
+    """Names of the groups an interval is looked up by, narrowest first: what is run (dense, mixture, over several
+    devices, partly from host memory), whether the weights' size is published or estimated, where, with which engine,
+    and whether this device is among the measurements."""
     known = "measured" if measured else "unmeasured"
     kind = "partial" if partial else "several" if devices > 1 else kernel.moe
+    size = "sized" if sized else "estimated"
     return (
-        f"{kind}/{kernel.device_class}/{kernel.engine}/{known}",
-        f"{kind}/{kernel.device_class}/{known}",
+        f"{kind}/{size}/{kernel.device_class}/{kernel.engine}/{known}",
+        f"{kind}/{size}/{kernel.device_class}/{known}",
+        f"{kind}/{size}/{known}",
         f"{kind}/{known}",
         kind,
         "all",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from provision.domain.finding import Finding
 from provision.domain.hardware import Accelerator, AcceleratorSpec, Machine, MemoryKind, MemoryPool
 from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, ModelTask, Quantization
+from provision.domain.measurement import LocalMeasurement
 from provision.domain.plan import (
     Candidate,
     CapacityBasis,
@@ -18,6 +19,7 @@ from provision.domain.plan import (
     Workload,
 )
 from provision.sizing import memory
+from provision.sizing.calibration import calibrated
 from provision.sizing.speed import EfficiencyOf, speed
 from provision.units import format_bytes, format_tokens, format_tokens_per_s
 
@@ -36,13 +38,17 @@ def assess(
     workload: Workload,
     efficiency_of: EfficiencyOf,
     basis: CapacityBasis = "total",
+    measured_here: Sequence[LocalMeasurement] = (),
 ) -> Candidate:
     """Place one build on `machine`, itemise and predict it: the one function behind `estimate`, `plan` and the rest.
 
-    `fits` says whether the memory holds it; the speed is given either way.
+    `fits` says whether the memory holds it; the speed is given either way. What was measured on this machine outranks
+    what the fit says.
     """
     placement, estimate = memory.place(machine, model, build, quantization, engine, workload, basis)
     predicted = speed(machine, model, build, quantization, engine.id, placement, workload, efficiency_of)
+    if predicted is not None and measured_here:
+        predicted = calibrated(predicted, model.id, build.quantization, engine.id, measured_here)
     candidate = Candidate(
         id=f"{model.id}/{build.quantization}@{engine.id}",
         model=model.id,
