@@ -36,6 +36,7 @@ from provision.domain.llm import (
     QualityLoss,
     Quantization,
     Source,
+    SpeedInterval,
     Tier,
 )
 from provision.errors import InvalidFile, UsageError
@@ -48,9 +49,10 @@ _TABLES: dict[str, tuple[type, str, tuple[str, ...]]] = {
     "accelerator": (AcceleratorSpec, "accelerators", ("id",)),
     "build": (ModelBuild, "builds", ("model", "quantization")),
     "claim": (Claim, "claims", ("tier", "model", "quantization", "text")),
-    "efficiency": (Efficiency, "efficiency", ("device_class", "engine", "quantization_family")),
+    "efficiency": (Efficiency, "efficiency", ("term", "scope")),
     "engine": (EngineSpec, "engines", ("id", "version")),
     "interconnect": (Interconnect, "interconnects", ("id",)),
+    "interval": (SpeedInterval, "intervals", ("measure", "group")),
     "model": (ModelSpec, "models", ("id",)),
     "platform": (MemoryPlatform, "platforms", ("id",)),
     "price": (Price, "prices", ("hardware", "on", "kind")),
@@ -64,7 +66,7 @@ _TABLES: dict[str, tuple[type, str, tuple[str, ...]]] = {
 SCHEMAS: dict[str, tuple[str, ...]] = {
     "builds": ("build",),
     "claims": ("claim",),
-    "efficiency": ("efficiency",),
+    "efficiency": ("efficiency", "interval"),
     "engines": ("engine",),
     "hardware": ("accelerator",),
     "interconnects": ("interconnect",),
@@ -91,6 +93,7 @@ class Catalog:
     efficiency: tuple[Efficiency, ...] = ()
     engines: tuple[EngineSpec, ...] = ()
     interconnects: tuple[Interconnect, ...] = ()
+    intervals: tuple[SpeedInterval, ...] = ()
     models: tuple[ModelSpec, ...] = ()
     platforms: tuple[MemoryPlatform, ...] = ()
     prices: tuple[Price, ...] = ()

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from provision.output.console import Screen
 
 
+_MODELS_SHOWN = 20
+"""Rows of a plan over the whole catalog; the rest is a question of --all or --json."""
+
+
 def command(
     ctx: typer.Context,
     model: Annotated[
@@ -166,11 +170,15 @@ def _show(screen: Screen, plan: Plan, output: Path | None, every: bool) -> None:
     screen.print(f"{plan.machine.name}: {views.machine_line(plan.machine)}")
     screen.print(views.workload_line(plan.workload))
     if plan.candidates:
-        shown = plan.candidates if every else views.best_of_each_model(plan.candidates)
-        views.show_candidates(screen, shown, plan.selected)
+        best_of_each = views.best_of_each_model(plan.candidates)
+        shown = plan.candidates if every else best_of_each[:_MODELS_SHOWN]
+        views.show_candidates(screen, plan, shown)
         screen.print(f"Ranked by {plan.ranked_by}.")
+        if plan.quality:
+            screen.print(views.quality_line(plan))
         if len(shown) < len(plan.candidates):
-            screen.print(f"The best build of each model; {len(plan.candidates)} fit in all: --all shows them.")
+            models = f"{len(shown)} of {len(best_of_each)} models" if len(shown) < len(best_of_each) else "Every model"
+            screen.print(f"{models}, each in its best build; {len(plan.candidates)} builds fit: --all shows them.")
         best = next(c for c in plan.candidates if c.id in plan.selected)
         screen.print(f"Memory of {best.model} {best.quantization} with {best.engine} {best.engine_version}:")
         views.show_memory(screen, best)

@@ -282,6 +282,8 @@ class EngineSpec:
     predicted_share: float | None = None
     """The engine predicts memory before it loads: at most this share of one device's free memory puts a model there
     alone, and at most this share of what is free loads it beside others. None: it does neither."""
+    spreads: bool = False
+    """Splits a model over all devices that it is given, also where fewer would hold it."""
     batch_tiers: tuple[BatchTier, ...] = ()
     """Largest first; below them `batch_tokens`."""
     embedding_batch_tokens: int | None = None
@@ -320,26 +322,43 @@ class EngineSpec:
     provenance: dict[str, str]
 
 
+SpeedTerm = Literal[
+    "whole", "memory", "cache", "compute", "layer", "experts", "step", "hop", "sync", "batch", "sequence", "request",
+    "prompt_compute", "prompt_attention", "prompt_memory", "prompt_layer", "prompt_sync",
+    "prompt_request",
+]  # fmt: skip
+
+
 @record
 class Efficiency:
-    """Seconds per token = slowdown x bytes / bandwidth + overhead: fitted on measurements, by class of device."""
+    """Factors of one term of the speed model for one kind of circumstance, fitted on measurements.
 
-    device_class: str
-    engine: str
-    quantization_family: str
-    """`f16`, `quantized`, `moe`, or `any`: the dense families without a record of their own."""
-    slowdown: float
-    """At least 1: how much longer reading the weights takes than at the full published bandwidth."""
-    overhead_s: float
-    """Fixed time per token (kernel launches, sampling)."""
+    A step's time is a sum of terms, each a physical quantity in seconds (bytes over bandwidth, operations over rate,
+    layers, ...) times its factors, one from each table that knows the circumstance (`provision/sizing/efficiency.py`).
+    """
+
+    term: SpeedTerm
+    scope: str
+    """What the keys name: `all`, or one or more of the fields of `Kernel` joined by `+`, e.g. `backend+family`.
+    `bandwidth^device_class`: the values are exponents of the bandwidth over 300 GB/s."""
+    factors: dict[str, float]
+    samples: dict[str, int]
+    """Independent cells (device, source, model, build) behind each factor."""
+    source: str
+
+
+@record
+class SpeedInterval:
+    """Measured over expected at the 10th and the 90th percentile, on rows whose source or device was left out."""
+
+    measure: Literal["decode", "prefill", "together"]
+    group: str
+    """As `interval_group` of provision/sizing/efficiency.py names it."""
     low_ratio: float
     high_ratio: float
-    """Measured / expected at the 10th and 90th percentile: the 80 % interval."""
-    prefill_ratio: float | None = None
-    """Share of the published matrix rate that prefill reaches."""
-    prefill_low_ratio: float | None = None
-    prefill_high_ratio: float | None = None
     samples: int
+    sources: int
+    """Independent pairs of source and device."""
     source: str
 
 
