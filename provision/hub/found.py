@@ -98,6 +98,7 @@ def from_hugging_face(
         title=f"{name} at {shown(remote.endpoint)}: listing and the header of {_artifact(name, first)}"
         + _digest(first.parts[0]),
         url=f"{shown(remote.endpoint)}/{name}",
+        findings=_projectors(sum(f.size for f in repository.files if "mmproj" in f.path)),
     )
 
 
@@ -110,14 +111,6 @@ def from_ollama(remote: Remote, tag: str) -> Found:
     finally:
         source.close()
     model, build, mix = gguf.model_of(header, manifest.tag.removesuffix(":latest"), "")
-    findings = []
-    if manifest.projector_bytes:
-        findings.append(
-            Finding(
-                code="projector-left-out",
-                message=f"the part that reads images, {manifest.projector_bytes:,} bytes more, is not counted",
-            )
-        )
     return Found(
         model=model,
         builds=(
@@ -128,7 +121,7 @@ def from_ollama(remote: Remote, tag: str) -> Found:
         ),
         title=f"manifest of {manifest.tag} at {shown(remote.endpoint)} and the header of {manifest.digest}",
         url=f"{shown(remote.endpoint)}{manifest.path}/manifests/{manifest.tag.rpartition(':')[2]}",
-        findings=tuple(findings),
+        findings=_projectors(manifest.projector_bytes),
     )
 
 
@@ -236,6 +229,13 @@ def _from_safetensors(remote: Remote, repository: Repository, progress: Progress
         title=f"{repository.name} at {shown(remote.endpoint)}: config.json and the headers of {len(files)} files",
         url=f"{shown(remote.endpoint)}/{repository.name}",
     )
+
+
+def _projectors(size: int) -> tuple[Finding, ...]:
+    if not size:
+        return ()
+    message = f"what reads images (mmproj), {size:,} bytes in files beside the model, is not counted"
+    return (Finding(code="projector-left-out", message=message),)
 
 
 def _artifact(name: str, file: GgufFile) -> str:

@@ -237,7 +237,7 @@ def show_speculation(screen: Screen, candidate: Candidate) -> None:
 def show_kv_pool(screen: Screen, candidate: Candidate) -> None:
     """What an engine with one pool of cache blocks holds; nothing for others."""
     memory = candidate.memory
-    if memory.kv_capacity_tokens is None:
+    if not memory.kv_capacity_tokens:
         return
     screen.print(
         f"KV pool  {memory.kv_capacity_tokens:,} tokens ({memory.kv_blocks:,} blocks of {memory.kv_block_tokens}), "

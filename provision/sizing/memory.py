@@ -53,7 +53,8 @@ def place(
     usable = [i for i in range(len(machine.accelerators)) if rooms.capacity_bytes(i) is not None]
     if not usable:
         return _itemise(bill, rooms, {})
-    for subset in [[index] for index in usable] + ([usable] if len(usable) > 1 else []):
+    alike = {rooms.capacity_bytes(index): index for index in reversed(usable)}  # the first card of each size
+    for subset in [[index] for index in sorted(alike.values())] + ([usable] if len(usable) > 1 else []):
         layers = _whole(bill, rooms, subset)
         if layers is not None:
             return _itemise(bill, rooms, layers)
@@ -208,10 +209,10 @@ def _partial(bill: Bill, rooms: Rooms, usable: Sequence[int]) -> tuple[dict[int,
     At least one layer stays on the host. Engines since 2026 put the output matrix on the last accelerator first; where
     it does not go there with a layer, and in older ones, it stays on the host.
     """
+    costs = [sum(column) for column in zip(bill.parts.layers, bill.cache, bill.state, strict=True)]
     for output_on_host in [True] if bill.old_order else [False, True]:
         layers: dict[int, int] = {}
         end = bill.layers
-        costs = [bill.held(0, i) for i in range(bill.layers + 1)]
         for index in reversed(usable):
             last = index == usable[-1] and not output_on_host
             fixed = rooms.overhead_bytes + bill.device_compute(

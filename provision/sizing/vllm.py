@@ -128,16 +128,22 @@ def findings(machine: Machine, engine: EngineSpec, candidate: Candidate, workloa
     if memory.kv_blocks is None or device.capacity_bytes is None:
         return []
     share = f"{engine.memory_fraction or 1:.0%}"
-    found = [
-        Finding(
-            code="engine-arithmetic",
-            message=f"{engine.id} {engine.version} takes {share} of each device "
-            f"({format_bytes(device.capacity_bytes)} of {device.name}); beside weights, activations and graphs that "
-            f"leaves {memory.kv_blocks:,} blocks: {memory.kv_capacity_tokens or 0:,} tokens of KV cache, "
-            f"{memory.concurrent_sequences_max or 0:,} requests of {format_tokens(workload.context_tokens)} at once"
-            + (f"; largest context {memory.context_tokens_max:,}" if memory.context_tokens_max is not None else ""),
+    found = []
+    if memory.starts:
+        found.append(
+            Finding(
+                code="engine-arithmetic",
+                message=f"{engine.id} {engine.version} takes {share} of each device "
+                f"({format_bytes(device.capacity_bytes)} of {device.name}); beside weights, activations and graphs "
+                f"that leaves {memory.kv_blocks:,} blocks: {memory.kv_capacity_tokens or 0:,} tokens of KV cache, "
+                f"{memory.concurrent_sequences_max or 0:,} requests of {format_tokens(workload.context_tokens)} at once"
+                + (f"; largest context {memory.context_tokens_max:,}" if memory.context_tokens_max is not None else ""),
+            )
         )
-    ]
+    if not candidate.fits:
+        text, hint = refusal_text(engine, candidate, workload)
+        code = "requests-wait" if memory.starts else "engine-does-not-start"
+        found.append(Finding(code=code, message=f"{engine.id} {engine.version}: {candidate.model} {text}", hint=hint))
     unusable = {a.name for a in machine.accelerators if not _runs_on(engine, a.vendor)}
     if unusable and not candidate.placement.split:
         found.append(

@@ -265,6 +265,17 @@ def test_a_model_that_does_not_start_is_told_from_one_that_holds_fewer_users() -
     assert candidate.memory.concurrent_sequences_max == held
 
 
+@pytest.mark.parametrize(
+    ("users", "context", "code"), [(64, 8192, "requests-wait"), (1, 131_072, "engine-does-not-start")]
+)
+def test_an_estimate_says_which_of_the_two_it_is(users: int, context: int, code: str) -> None:
+    build = records.build(LLAMA_8B, "BF16", safetensors_bytes(LLAMA_8B, "BF16"))
+    load = Workload(context_tokens=context, users=users)
+    candidate = assess(records.machine(*cards()), LLAMA_8B, build, BF16, VLLM, load, records.efficiency_of)
+    assert not candidate.fits
+    assert code in [finding.code for finding in candidate.findings]
+
+
 def test_a_context_that_would_start_is_offered() -> None:
     _, (refused,) = plan(records.machine(*cards()), LLAMA_8B, "BF16", Workload(context_tokens=131_072))
     tokens = int((refused.hint or "").removeprefix("--context "))
