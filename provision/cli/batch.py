@@ -49,7 +49,7 @@ def estimate_rows(path: Path, catalog: Catalog, engine: str) -> tuple[list[Candi
     from provision.sizing.speed import efficiency_lookup
 
     engine_spec = catalog.engine(engine)
-    efficiency_of = efficiency_lookup(catalog.efficiency)
+    efficiency_of = efficiency_lookup(catalog.efficiency, catalog.intervals)
 
     @_once
     def asked(context: str, users: str, kv_cache: str) -> Workload:

@@ -46,7 +46,10 @@ def parse(text: str) -> LoadedBuffers:
     for name, kind, size in _BUFFER.findall(text):
         of_kind = kinds[kind or "model"]  # the loader of 2024 says only "buffer size"
         of_kind[name] = of_kind.get(name, 0) + round(float(size) * MIB)
-    settings = {name: int(value) for line in text.splitlines() for name, value in _SETTING.findall(line)}
+    settings: dict[str, int] = {}
+    for line in text.splitlines():
+        for name, value in _SETTING.findall(line):
+            settings.setdefault(name, int(value))  # later lines speak of single slots
     return LoadedBuffers(
         weights=kinds["model"],
         kv_cache=kinds["KV"],

@@ -50,6 +50,7 @@ def _filled(accelerator: Accelerator, spec: AcceleratorSpec) -> Accelerator:
         accelerator,
         catalog_id=spec.id,
         device_class=accelerator.device_class or spec.device_class,
+        architecture=accelerator.architecture or spec.architecture,
         memory_kind=spec.memory_kind,
         memory=None
         if unified
@@ -59,6 +60,7 @@ def _filled(accelerator: Accelerator, spec: AcceleratorSpec) -> Accelerator:
             bandwidth_bytes_per_s=known.bandwidth_bytes_per_s or spec.memory_bandwidth_bytes_per_s,
         ),
         fp16_flops_per_s=accelerator.fp16_flops_per_s or spec.fp16_flops_per_s,
+        fp32_flops_per_s=accelerator.fp32_flops_per_s or spec.fp32_flops_per_s,
         power_limit_w=spec.power_limit_w if accelerator.power_limit_w is None else accelerator.power_limit_w,
     )
 

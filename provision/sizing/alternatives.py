@@ -11,9 +11,10 @@ from provision.domain.llm import Claim, EngineSpec
 from provision.domain.plan import Candidate, CapacityBasis, Workload
 from provision.sizing.arithmetic import decode_arithmetic
 from provision.sizing.choice import largest
-from provision.sizing.placing import Build
-from provision.sizing.planner import assess, is_resident, planned_accelerator
-from provision.sizing.speed import EfficiencyOf
+from provision.sizing.placing import Build, place
+from provision.sizing.planner import FOUR_BIT_RANK, planned_accelerator, predicted
+from provision.sizing.remarks import refusal
+from provision.sizing.speed import EfficiencyOf, Setup
 from provision.units import format_tokens, format_tokens_per_s
 
 
@@ -32,10 +33,13 @@ def would_fit(
     Looked at in turn: a smaller quantization, less context, another model, one larger card of the same vendor.
     """
     model, build, _ = wanted
+    others = [other for other in others if refusal(*other, engine, workload) is None]
 
     def resident(candidate_build: Build, where: Machine, load: Workload) -> Candidate | None:
-        candidate = assess(where, *candidate_build, engine, load, efficiency_of, basis)
-        return candidate if candidate.fits and is_resident(candidate) else None
+        placed = place(where, candidate_build, engine, load, basis)
+        if not (placed.fits and placed.resident):
+            return None
+        return predicted(where, candidate_build, engine, load, placed, efficiency_of)
 
     findings: list[Finding] = []
 
@@ -55,8 +59,12 @@ def would_fit(
             f"--context {tokens}",
         )
     smaller_models = [b for b in others if b[0].id != model.id and b[0].task is model.task]
-    for other in sorted(smaller_models, key=lambda b: (b[0].parameters or 0, b[2].rank), reverse=True):
-        if (found := resident(other, machine, workload)) and (other[0].parameters or 0) <= (model.parameters or 0):
+
+    def order(b: Build) -> tuple[bool, int, int]:
+        return b[2].rank >= FOUR_BIT_RANK, b[0].parameters or 0, b[2].rank
+
+    for other in sorted(smaller_models, key=order, reverse=True):
+        if (other[0].parameters or 0) <= (model.parameters or 0) and (found := resident(other, machine, workload)):
             offer(
                 f"{found.model} {found.quantization} fits, {_speed_text(found)}",
                 f"--model {found.model} --quant {found.quantization}",
@@ -97,8 +105,11 @@ def _larger(
         )
 
 
-def judge_claim(claim: Claim, computed: Candidate, machine: Machine) -> Finding | None:
-    """A published single-stream figure against what is computed for the same build on the same hardware."""
+def judge_claim(claim: Claim, computed: Candidate, setup: Setup | None, workload: Workload) -> Finding | None:
+    """A published single-stream figure against what is computed for the same build on the same hardware.
+
+    `setup` is what the computed speed was worked out from; with it the arithmetic is told.
+    """
     if claim.claimed_tokens_per_s is None or computed.speed is None:
         return None
     decode = computed.speed.decode_tokens_per_s
@@ -111,11 +122,14 @@ def judge_claim(claim: Claim, computed: Candidate, machine: Machine) -> Finding 
         verdict = "plausible"
     else:
         verdict = "slower than it should be"
+    told = ""
+    if setup is not None:
+        told = "; " + decode_arithmetic(setup, computed.placement, workload.mean_depth_tokens, claimed)
     return Finding(
         code="claim",
         message=f"claimed {format_tokens_per_s(claimed)} tokens/s for {computed.model} {computed.quantization}: "
         f"{verdict}; computed {format_tokens_per_s(decode.expected)} ({format_tokens_per_s(decode.low)}-"
-        f"{format_tokens_per_s(decode.high)}){decode_arithmetic(machine, computed, claimed)}",
+        f"{format_tokens_per_s(decode.high)}){told}",
     )
 
 

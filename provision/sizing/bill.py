@@ -105,11 +105,12 @@ class Bill:
         """Of the host: everything on a machine without accelerators; else inputs, and attention of what it keeps."""
         if not accelerators:
             extra = self.graph.hidden if self.current else 0
-            return compute_buffer.device_bytes(self.graph, with_output=True) + extra
+            return compute_buffer.device_bytes(self.graph, with_output=True, unpacks_cache=False) + extra
         staged = compute_buffer.host_bytes(self.graph, pipelined=pipelined, with_output=with_output)
         if not spilled:
             return staged
-        return max(staged, compute_buffer.device_bytes(self.graph, with_output=False, attention_only=True))
+        attention = compute_buffer.device_bytes(self.graph, with_output=False, attention_only=True, unpacks_cache=False)
+        return max(staged, attention)
 
 
 def bill_for(

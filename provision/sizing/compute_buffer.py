@@ -48,7 +48,7 @@ class GraphShape:
     host_inputs: int
     logits: int
     cache_as_f16: int
-    """A quantized cache of one layer unpacked for flash attention."""
+    """A quantized cache of one layer as CUDA unpacks it for flash attention, in the buffer since 2026."""
     norm_copies: bool
     """Whether a device gets the normed activations besides the plain ones (llama.cpp from 2025 on)."""
     current: bool
@@ -78,11 +78,12 @@ def graph_shape(
             query = max(query, rows * heads * group.key_dim)
             raw = max(raw, rows * group.kv_heads * (2 * group.key_dim + group.value_dim))
             out = max(out, rows * heads * group.value_dim)
-            value_width, key_width = group.kv_heads * group.value_dim, group.kv_heads * group.key_dim
+            value_width, key_width, viewed = group.kv_heads * group.value_dim, group.kv_heads * group.key_dim, False
         else:
             assert isinstance(group, LatentAttentionLayers)
             windowed, value_width = False, group.latent_dim
             key_width = group.latent_dim + group.rope_dim
+            viewed = True
             key = group.key_dim or key_width
             if expanded:
                 query = max(query, rows * heads * key)
@@ -95,7 +96,8 @@ def graph_shape(
         if not flash:
             scores = max(scores, rows * heads * seen)
         elif quantized and current:
-            unpacked = max(unpacked, seen * cache.streams * (value_width + key_width) * 2)
+            # A latent vector is unpacked once: as value it is a view of the key.
+            unpacked = max(unpacked, seen * cache.streams * (key_width + (0 if viewed else value_width)) * 2)
         masks[windowed] = tokens * seen
         if not flash and since_2025:
             indices += tokens * (value_width * 8 if (windowed in masks) else 0)
@@ -149,12 +151,14 @@ def device_bytes(
     *,
     with_output: bool,
     attention_only: bool = False,
+    unpacks_cache: bool = True,
     first: bool = True,
     pipelined: bool = False,
     copied_expert_bytes: int = 0,
     copied_layer_bytes: int = 0,
 ) -> int:
-    """Compute buffer of one device; `attention_only` where its feed-forward parts are multiplied elsewhere.
+    """Compute buffer of one device; `attention_only` where its feed-forward parts are multiplied elsewhere,
+    `unpacks_cache` not on the host.
 
     `pipelined`: whole layers are split over several devices with everything on them. `copied_expert_bytes`,
     `copied_layer_bytes`: the largest matrix in host memory that a prefill step copies in to multiply on the device.
@@ -167,10 +171,11 @@ def device_bytes(
     else:
         inputs, kept = shape.device_inputs + hidden, 0
     residual = hidden if pipelined else 0
+    unpacked = shape.cache_as_f16 if unpacks_cache else 0
     if shape.latent_query:
-        attention = residual + 2 * hidden + shape.latent_query + shape.cache_as_f16
+        attention = residual + 2 * hidden + shape.latent_query + unpacked
     else:
-        attention = residual + hidden + shape.query + max(shape.query, shape.raw) + shape.cache_as_f16
+        attention = residual + hidden + shape.query + max(shape.query, shape.raw) + unpacked
         if not shape.scores:
             attention += shape.attention_out
     largest = attention + shape.scores

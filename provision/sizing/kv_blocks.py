@@ -79,8 +79,14 @@ class BlockPool:
     def context_tokens_max(self, blocks: int, limit_tokens: int) -> int:
         """Longest request that the engine starts with, at most `limit_tokens`; 0 where not even one token goes."""
         usable = blocks - 1
-        if len(self.groups) == 1 and self.groups[0].kind == "full":
-            return max(0, min(limit_tokens, usable * self.block_tokens))
+        full = [group for group in self.groups if group.kind == "full"]
+        if len(full) == 1:
+            # Once every window is full, only this group grows.
+            windows = [group.limit_tokens or 0 for group in self.groups if group.kind == "window"]
+            steady = self.blocks(max(windows, default=1)) - full[0].blocks(max(windows, default=1))
+            longest = (usable - steady) // full[0].tables * full[0].block_tokens
+            if longest >= max(windows, default=0):
+                return max(0, min(limit_tokens, longest))
         low, high = 0, limit_tokens
         while low < high:
             middle = (low + high + 1) // 2

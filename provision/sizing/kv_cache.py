@@ -48,7 +48,7 @@ class CacheShape:
     full_window: bool = False
     """Whether windows are kept at full context: engines before May 2025, or `--swa-full`."""
     latent_values: bool = False
-    """Whether the latent vector is stored a second time as value: llama.cpp of 2025."""
+    """Whether the latent vector is stored a second time as value."""
 
 
 def cache_shape(workload: Workload, engine: EngineSpec) -> CacheShape:
@@ -65,7 +65,7 @@ def cache_shape(workload: Workload, engine: EngineSpec) -> CacheShape:
         key_type=workload.kv_cache_type,
         value_type=workload.value_cache_type or workload.kv_cache_type,
         full_window=engine.graph in ("llama.cpp-2024", "ik_llama.cpp"),
-        latent_values=engine.graph in ("llama.cpp-2024", "llama.cpp-2025"),
+        latent_values=engine.latent_cache_twice,
     )
 
 
@@ -111,7 +111,9 @@ def bytes_by_group(
     cache = tuple(
         layer_bytes(g, shape, expanded=build.expanded_cache, heads=model.attention_heads) for g in model.layers
     )
-    state = tuple(g.state_bytes_per_sequence * shape.slots if isinstance(g, StateLayers) else 0 for g in model.layers)
+    state = tuple(
+        0 if isinstance(g, LatentAttentionLayers) else g.state_bytes_per_sequence * shape.slots for g in model.layers
+    )
     return cache, state
 
 

@@ -18,13 +18,13 @@ from provision.sizing.speed import EfficiencyOf, speed
 Preference = Literal["balanced", "quality", "speed", "context"]
 
 RANKED_BY: dict[Preference, str] = {
-    "balanced": "what stays on the accelerators first, then what is fast enough to read along for every user, then the "
-    "larger model, then the better quantization",
-    "quality": "what is fast enough to read along for every user first, on the accelerators or not, then the larger "
-    "model, then the better quantization",
-    "speed": "tokens/s for each user, whatever the size of the model",
-    "context": "the longest context that stays on the accelerators, then the larger model, then the better "
-    "quantization",
+    "balanced": "what stays on the accelerators first, then what is fast enough to read along for every user, then "
+    "four bits or more, then the larger model, then the better quantization",
+    "quality": "what is fast enough to read along for every user first, on the accelerators or not, then four bits "
+    "or more, then the larger model, then the better quantization",
+    "speed": "four bits or more, then tokens/s for each user, whatever the size of the model",
+    "context": "the longest context that stays on the accelerators, then four bits or more, then the larger model, "
+    "then the better quantization",
 }
 """What each order optimises, in words; text models come before embedding models in all of them."""
 
@@ -60,11 +60,10 @@ def predicted(
     efficiency_of: EfficiencyOf,
 ) -> Candidate:
     """`placed` with its speed and its findings."""
-    model, built, _ = build
     served = placed.launch.workload
-    rates = speed(machine, model, built, engine.id, placed.placement, placed.memory, served, efficiency_of)
+    rates = speed(machine, *build, engine.id, placed.placement, served, efficiency_of)
     candidate = _candidate(build, engine, workload, placed, rates)
-    found = findings(machine, model, candidate, engine, workload)
+    found = findings(machine, build[0], candidate, engine, workload)
     return replace(candidate, findings=found) if found else candidate
 
 
@@ -153,11 +152,13 @@ def planned_accelerator(spec: AcceleratorSpec, index: int) -> Accelerator:
         name=spec.name,
         catalog_id=spec.id,
         device_class=spec.device_class,
+        architecture=spec.architecture,
         memory_kind=spec.memory_kind,
         memory=None
         if unified
         else MemoryPool(total_bytes=total, bandwidth_bytes_per_s=spec.memory_bandwidth_bytes_per_s),
         fp16_flops_per_s=spec.fp16_flops_per_s,
+        fp32_flops_per_s=spec.fp32_flops_per_s,
         power_limit_w=spec.power_limit_w,
         pcie=spec.pcie,
     )
@@ -168,6 +169,10 @@ def is_resident(candidate: Candidate) -> bool:
     return placing.is_resident(candidate.placement)
 
 
+FOUR_BIT_RANK = 40
+"""Of Q4_0. A larger model in less than four bits goes after a smaller one in four: it loses more than it gains."""
+
+
 def _rank(
     machine: Machine, candidate: Candidate, model: ModelSpec, quantization: Quantization, prefer: Preference
 ) -> tuple[float, ...]:
@@ -175,8 +180,9 @@ def _rank(
     per_user = system / candidate.users
     resident = bool(machine.accelerators) and is_resident(candidate)
     is_text = float(model.task is ModelTask.TEXT)
+    in_four_bits = float(quantization.rank >= FOUR_BIT_RANK)
     if prefer == "speed":
-        return (is_text, per_user, float(model.parameters or 0), float(quantization.rank))
+        return (is_text, in_four_bits, per_user, float(model.parameters or 0), float(quantization.rank))
     usable = per_user >= _READING_TOKENS_PER_S or (resident and prefer != "quality")
     first = {
         "balanced": (float(resident), float(usable)),
@@ -186,6 +192,7 @@ def _rank(
     return (
         is_text,
         *first,
+        in_four_bits,
         float(model.parameters or 0) if usable else 0.0,
         float(quantization.rank) if usable else 0.0,
         per_user,

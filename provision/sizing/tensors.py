@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from provision.domain.llm import AttentionLayers, LatentAttentionLayers, Layers, ModelSpec
+from provision.sizing.cached import by_identity
 
 _FUSED_QKV = frozenset({"phi3", "phi2", "falcon", "bloom", "gpt2", "gptneox", "mpt", "chatglm", "dbrx", "nomic-bert"})
 _BIASED_QKV = frozenset({"qwen2", "qwen2moe", "qwen2vl", "chatglm", "glm4", "glm4moe", "gpt-oss", "bert"})
@@ -28,6 +29,7 @@ class Matrix:
     columns: int
 
 
+@by_identity
 def layer_kinds(model: ModelSpec) -> tuple[int, ...]:
     """Index into `model.layers` of every layer in order: the pattern repeated; without one, the groups one after the
     other, which is right for one kind and a stand-in where the order is not known."""
@@ -49,7 +51,7 @@ def layer_kinds(model: ModelSpec) -> tuple[int, ...]:
 
 def attention_matrices(model: ModelSpec, group: Layers, *, split_latent: bool = True) -> list[Matrix]:
     """Projections of the attention part. `split_latent`: latent files since April 2025 hold the expansion as two
-    matrices, one per use; older ones as a single one."""
+    matrices, one per use; older ones as a single one, which the mixes of that time did not favour."""
     hidden, heads = model.hidden_size, model.attention_heads
     if isinstance(group, AttentionLayers):
         query, key, value = heads * group.key_dim, group.kv_heads * group.key_dim, group.kv_heads * group.value_dim
@@ -76,7 +78,7 @@ def attention_matrices(model: ModelSpec, group: Layers, *, split_latent: bool = 
                 Matrix("other", heads * group.value_dim, group.latent_dim),
             ]
         else:
-            made.append(Matrix("kv_b", heads * (plain + group.value_dim), group.latent_dim))
+            made.append(Matrix("other", heads * (plain + group.value_dim), group.latent_dim))
         return made
     return []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from provision.catalog import Catalog
 from provision.domain.llm import (
     AttentionLayers,
@@ -30,7 +32,8 @@ def model_of(catalog: Catalog, row: Row) -> tuple[ModelSpec, bool]:
     if all(row.get(name, "").isdigit() for name in _COLUMNS):
         return _from_columns(catalog, row), True
     name = row.get("model", "")
-    for candidate in (name, name.split(" (")[0], name.replace(" ", "-")):
+    bare = re.sub(r"[-_. ](UD-|i1-)?(I?Q\d|BF16|F16|MXFP4).*$", "", name, flags=re.IGNORECASE)
+    for candidate in (name, name.split(" (")[0], name.replace(" ", "-"), bare, bare.replace(" ", "-")):
         try:
             return catalog.model(candidate), True
         except ProvisionError:

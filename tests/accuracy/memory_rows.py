@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from provision.catalog import Catalog, load_catalog
 from provision.domain.hardware import Accelerator, Machine, MemoryPool, Origin
-from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, Quantization
+from provision.domain.llm import EngineSpec, LatentAttentionLayers, ModelBuild, ModelSpec, Quantization
 from provision.domain.plan import DeviceMemory, Placement, Workload
 from provision.errors import ProvisionError
 from provision.sizing import compute_buffer, kv_cache, memory, weights
@@ -51,6 +51,7 @@ class Case:
     weights_known: bool
     rows_split: bool
     """Each matrix is split over all devices, by rows."""
+    latent_of_the_fork: bool
 
 
 def predict(rows: list[Row]) -> list[Row]:
@@ -92,7 +93,7 @@ def _case(catalog: Catalog, devices: list[Row]) -> Case:
     )
     build, quantization = memory_models.build_of(catalog, row, model)
     build = replace(build, expanded_cache=_is_expanded(row))
-    names = tuple(sorted({r["device"] for r in devices if _is_accelerator(r["device"])}, key=_order))
+    names = tuple(sorted({r["device"] for r in devices if _is_accelerator(r)}, key=_order))
     count = max(len(names), int(_number(row, "n_gpus") or 0))
     capacities, alike = _capacities(catalog, devices, names)
     total = int(_number(row, "total_layers") or 0)
@@ -122,6 +123,9 @@ def _case(catalog: Catalog, devices: list[Row]) -> Case:
         split_known=len(names) <= 1 or (alike and len(names) == count),
         weights_known=weights_known and build.weights_bytes > 0,
         rows_split=any(r["device"].endswith("_Split") for r in devices),
+        latent_of_the_fork=engine.graph == "ik_llama.cpp"
+        and not build.expanded_cache
+        and any(isinstance(group, LatentAttentionLayers) for group in model.layers),
     )
 
 
@@ -143,14 +147,15 @@ def _bill(case: Case) -> dict[str, DeviceMemory]:
 
 def _answer(case: Case, bill: dict[str, DeviceMemory], row: Row) -> Row:
     name = row["device"]
-    host = not _is_accelerator(name)
+    host = not _is_accelerator(row)
     found = bill.get("host" if host else f"gpu{case.accelerators.index(name)}")
     cache, state = kv_cache.bytes_by_group(case.model, case.build, case.workload, case.engine)
     counts = [group.count for group in case.model.layers]
     answer: Row = {"id": row["id"], "kv_total_MiB": _mib(sum(c * b for c, b in zip(counts, cache, strict=True)))}
     reasons = []
     if name not in ("CPU", "CPU_Mapped") and host and "Host" not in name:
-        return answer | {"reason": f"what {name} repacks is not given"}
+        split = name.endswith("_Split")
+        return answer | {"reason": "rows are split over devices" if split else f"what {name} repacks is not given"}
     output = compute_buffer.output_bytes(case.model, case.workload.users)
     if found is None:
         answer |= {"kv_buffer_MiB": "", "reason": "no layer is on this device"}
@@ -174,7 +179,10 @@ def _answer(case: Case, bill: dict[str, DeviceMemory], row: Row) -> Row:
         answer["kv_buffer_MiB"] = _mib(found_kv)
     if any(state):
         answer["rs_buffer_MiB"] = _mib(found_state)
-    answer["compute_buffer_MiB"] = _mib(_compute(case, name, found_compute, host))
+    if case.latent_of_the_fork:
+        reasons.append("the fork's latent attention is not modelled: its compute buffer is not known")
+    else:
+        answer["compute_buffer_MiB"] = _mib(_compute(case, name, found_compute, host))
     if host:
         answer["output_buffer_MiB"] = _mib(output)
     if "model_buffer_MiB" in answer:
@@ -210,18 +218,19 @@ def _overfull(bill: dict[str, DeviceMemory], index: int) -> bool:
 
 
 def _engine(catalog: Catalog, row: Row, model: ModelSpec) -> EngineSpec:
-    """The engine as its build has it. Builds count up by day: 2,900 is May 2024, 5,900 is July 2025, 8,800 is April
-    2026."""
+    """The engine as its build has it. Builds count up by day: 2,900 is May 2024, 5,450 is May 2025 (windows of their
+    own), 8,000 is February 2026; without a build the date decides."""
     name = row.get("engine", "")
     build = re.match(r"\d{4,5}", row.get("build", ""))
     number = int(build[0]) if build else None
     date = row.get("date", "")
+    date = f"{date}-06" if len(date) == 4 else date
     if name.startswith("ik_"):
         graph = "ik_llama.cpp"
     elif number is not None:
-        graph = "llama.cpp-2024" if number < 5900 else "llama.cpp-2025" if number < 8000 else "llama.cpp"
+        graph = "llama.cpp-2024" if number < 5450 else "llama.cpp-2025" if number < 8000 else "llama.cpp"
     else:
-        graph = "llama.cpp-2024" if date < "2025-07" else "llama.cpp-2025" if date < "2026" else "llama.cpp"
+        graph = "llama.cpp-2024" if date < "2025-05-20" else "llama.cpp-2025" if date < "2026" else "llama.cpp"
     base = catalog.engine("ollama" if name.startswith("ollama") else "llamacpp")
     flash = row.get("flash_attn", "")
     on = flash.startswith(("1", "on", "True", "enabled")) or (flash == "" and graph == "llama.cpp")
@@ -232,6 +241,7 @@ def _engine(catalog: Catalog, row: Row, model: ModelSpec) -> EngineSpec:
         batch_tokens=int(step),
         flash_attention=on,
         logits_of_all_tokens=graph != "llama.cpp",
+        latent_cache_twice=graph != "llama.cpp" if graph != "ik_llama.cpp" else row.get("mla_attn") == "1" and not on,
         unified_cache=True,
     )
 
@@ -269,8 +279,10 @@ def _capacities(catalog: Catalog, devices: list[Row], names: tuple[str, ...]) ->
     return tuple(size or 0 for size in sizes), len(set(sizes)) <= 1
 
 
-def _is_accelerator(device: str) -> bool:
-    return bool(re.fullmatch(r"(CUDA|Vulkan|ROCm|Metal|SYCL|HTP)\d*", device))
+def _is_accelerator(row: Row) -> bool:
+    """By the buffers' name in a log; a row that is no log names the card itself."""
+    device = row["device"]
+    return bool(re.fullmatch(r"(CUDA|Vulkan|ROCm|Metal|SYCL|HTP)\d*", device)) or not row.get("log_id")
 
 
 def _order(device: str) -> tuple[str, int]:

@@ -26,6 +26,7 @@ _OF_2026 = """\
 0.01.103.102 I llama_kv_cache: size =    3.00 MiB (   768 cells,   2 layers,  4/4 seqs), K (f16):    1.50 MiB, V (f16):    1.50 MiB
 0.01.104.000 I llama_memory_recurrent:        CPU RS buffer size =     5.25 MiB
 0.01.111.353 I sched_reserve:        CPU compute buffer size =    15.66 MiB
+0.01.592.575 I slot   load_model: id  0 | task -1 | new slot, n_ctx = 1024
 """  # noqa: E501
 
 _OF_2024 = """\
