@@ -13,13 +13,14 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
 import provision
+from provision.catalog_faults import faults_of, impossible, unlike
 from provision.domain import hardware as _hardware
 from provision.domain import llm as _llm
 from provision.domain.finding import Finding
@@ -32,8 +33,10 @@ from provision.domain.llm import (
     ModelBuild,
     ModelSpec,
     Price,
+    QualityLoss,
     Quantization,
     Source,
+    SpeedInterval,
     Tier,
 )
 from provision.errors import InvalidFile, UsageError
@@ -46,12 +49,14 @@ _TABLES: dict[str, tuple[type, str, tuple[str, ...]]] = {
     "accelerator": (AcceleratorSpec, "accelerators", ("id",)),
     "build": (ModelBuild, "builds", ("model", "quantization")),
     "claim": (Claim, "claims", ("tier", "model", "quantization", "text")),
-    "efficiency": (Efficiency, "efficiency", ("device_class", "engine", "quantization_family")),
+    "efficiency": (Efficiency, "efficiency", ("term", "scope")),
     "engine": (EngineSpec, "engines", ("id", "version")),
     "interconnect": (Interconnect, "interconnects", ("id",)),
+    "interval": (SpeedInterval, "intervals", ("measure", "group")),
     "model": (ModelSpec, "models", ("id",)),
     "platform": (MemoryPlatform, "platforms", ("id",)),
     "price": (Price, "prices", ("hardware", "on", "kind")),
+    "quality": (QualityLoss, "quality", ("quantization", "metric", "model", "importance_matrix")),
     "quantization": (Quantization, "quantizations", ("id",)),
     "source": (Source, "sources", ("id",)),
     "tier": (Tier, "tiers", ("id",)),
@@ -59,14 +64,16 @@ _TABLES: dict[str, tuple[type, str, tuple[str, ...]]] = {
 """Table name in TOML: type, field of Catalog, and the keys that make an entry unique and by which it is sorted."""
 
 SCHEMAS: dict[str, tuple[str, ...]] = {
+    "builds": ("build",),
     "claims": ("claim",),
-    "efficiency": ("efficiency",),
+    "efficiency": ("efficiency", "interval"),
     "engines": ("engine",),
     "hardware": ("accelerator",),
     "interconnects": ("interconnect",),
-    "models": ("model", "build"),
+    "models": ("model",),
     "platforms": ("platform",),
     "prices": ("price",),
+    "quality": ("quality",),
     "quantizations": ("quantization",),
     "sources": ("source",),
     "tiers": ("tier",),
@@ -86,9 +93,11 @@ class Catalog:
     efficiency: tuple[Efficiency, ...] = ()
     engines: tuple[EngineSpec, ...] = ()
     interconnects: tuple[Interconnect, ...] = ()
+    intervals: tuple[SpeedInterval, ...] = ()
     models: tuple[ModelSpec, ...] = ()
     platforms: tuple[MemoryPlatform, ...] = ()
     prices: tuple[Price, ...] = ()
+    quality: tuple[QualityLoss, ...] = ()
     quantizations: tuple[Quantization, ...] = ()
     sources: tuple[Source, ...] = ()
     tiers: tuple[Tier, ...] = ()
@@ -278,6 +287,8 @@ def write_schemas(folder: Path | None = None) -> None:
 # Reading and validating
 
 
+_LARGEST_FILE_BYTES = 16 * 2**20
+
 _File = tuple[str, str, bytes]
 """Root ("catalog" or the user's folder), path below it, content."""
 
@@ -319,6 +330,12 @@ def _content(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():
             raise InvalidFile(f"{path} is not a regular file", hint=f"rename or remove {path}", code="invalid-catalog")
+        if path.stat().st_size > _LARGEST_FILE_BYTES:
+            raise InvalidFile(
+                f"{path} has {path.stat().st_size:,} bytes: no file of the catalog",
+                hint=f"rename or remove {path}",
+                code="invalid-catalog",
+            )
         return path.read_bytes()
     except OSError as error:
         raise InvalidFile(
@@ -329,10 +346,22 @@ def _content(path: Path) -> bytes:
 def _assemble(files: list[_File], revision: str) -> Catalog:
     problems: list[Finding] = []
     entries = list(entries_of(files, problems.append))
+    problems += unlike_builds(entries)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise InvalidFile(problems[0].message + more, hint=problems[0].hint, code="invalid-catalog")
     return merged(entries, revision)
+
+
+def unlike_builds(entries: list[Entry]) -> list[Finding]:
+    """Layouts that do not fit the model that their build is of, once the user's entries have replaced ours."""
+    models = {entry.key: entry.record for entry in entries if entry.table == "model"}
+    builds = {entry.key: entry for entry in entries if entry.table == "build"}
+    return [
+        Finding(code="invalid-catalog", message=f"{entry.label}: {fault.key}: {fault.reason}", hint=fault.fix)
+        for entry in builds.values()
+        if (model := models.get((entry.record.model,))) and (fault := unlike(entry.record, model))
+    ]
 
 
 def merged(entries: Iterable[Entry], revision: str) -> Catalog:
@@ -358,7 +387,7 @@ def entries_of(files: list[_File], report: Callable[[Finding], None]) -> Iterato
     for root, file, data in files:
         try:
             tables = tomllib.loads(data.decode())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problem(f"{file}: not readable as TOML: {error}", f"correct {file}")
             continue
         for table, raw in tables.items():
@@ -373,17 +402,17 @@ def entries_of(files: list[_File], report: Callable[[Finding], None]) -> Iterato
                     # Through JSON, because only there strict mode takes arrays for tuples and text for dates and enums.
                     record = adapters[table].validate_json(json.dumps(item, default=str))
                 except ValidationError as error:
-                    given = item if isinstance(item, dict) else {}
-                    name = " ".join(str(given[k]) for k in _TABLES[table][2] if k in given) or f"number {number}"
-                    for detail in sorted(error.errors(), key=lambda detail: detail["type"] == "missing"):
-                        key = ".".join(str(part) for part in detail["loc"])
-                        known = [f.name for f in fields(_TABLES[table][0])]
-                        problem(
-                            f"{file}: [[{table}]] '{name}': {f'{key}: ' if key else ''}{_reason(detail)}",
-                            _fix(detail, key, known) if key else f"write it as a table, [[{table}]]",
-                        )
+                    faults = list(faults_of(error.errors(), item, _TABLES[table][0], table))
                 else:
-                    yield Entry(root, file, table, record)
+                    found = impossible(record)
+                    if found is None:
+                        yield Entry(root, file, table, record)
+                        continue
+                    faults = [found]
+                given = item if isinstance(item, dict) else {}
+                name = " ".join(str(given[k]) for k in _TABLES[table][2] if k in given) or f"number {number}"
+                for key, reason, fix in faults:
+                    problem(f"{file}: [[{table}]] '{name}': {f'{key}: ' if key else ''}{reason}", fix)
 
 
 def _allowed_tables(root: str, file: str) -> tuple[str, ...]:
@@ -395,27 +424,6 @@ def _allowed_tables(root: str, file: str) -> tuple[str, ...]:
 
 def _brackets(tables: tuple[str, ...]) -> str:
     return ", ".join(f"[[{table}]]" for table in tables) or f"a file name of {', '.join(SCHEMAS)}"
-
-
-_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names, by way of validation
-
-
-def _reason(detail: Mapping[str, Any]) -> str:
-    reasons = dict.fromkeys(_UNKNOWN_KEY, "unknown key") | {"missing": "missing"}
-    return reasons.get(detail["type"]) or f"{str(detail['msg']).lower()}, not {detail['input']!r}"
-
-
-def _fix(detail: Mapping[str, Any], key: str, known: list[str]) -> str:
-    if detail["type"] == "missing":
-        return f"add {key}"
-    if detail["type"] in _UNKNOWN_KEY:
-        from difflib import get_close_matches
-
-        near = get_close_matches(key, known, n=1)
-        return f"write {near[0]}" if near else f"remove {key}"
-    if detail["type"] in ("int_type", "float_type", "int_parsing", "float_parsing"):
-        return f"write {key} as a number without quotes"
-    return f"correct {key}"
 
 
 def order(item: tuple[tuple[Any, ...], object]) -> tuple[tuple[bool, Any], ...]:

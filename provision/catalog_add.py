@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from provision.catalog import Catalog, Entry, entries_of, files_of, fold_model
+from provision.catalog_faults import unlike
 from provision.domain.finding import Finding
 from provision.domain.llm import ModelBuild, ModelSpec, Quantization, Source
 from provision.errors import InvalidFile, UsageError
@@ -87,6 +88,13 @@ def prepare(catalog: Catalog, found: Found, name: str | None, *, today: date | N
         quantization = build.quantization if mix is None else _settle(catalog, mix, source, new)
         added.setdefault(quantization, _build(catalog, model_id, build, quantization, source))
     builds |= added
+    left = (build for build in catalog.builds_of(model_id) if build.quantization not in builds)
+    if any(unlike(build, model) for build in left):
+        raise UsageError(
+            f"{model_id} has builds with another number of layers than the {model.layer_count} found",
+            hint=f"--name {model_id}-2",
+            code="name-taken",
+        )
     used = {source.id} | {build.source for build in builds.values()}
     sources = {s.id: s for s in (*(r for r in before if isinstance(r, Source)), source) if s.id in used}
     entries = (*(sources[i] for i in sorted(sources)), model, *(builds[key] for key in sorted(builds)))

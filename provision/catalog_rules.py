@@ -8,7 +8,18 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from provision.catalog import Catalog, Entry, entries_of, files_of, fold_hardware, fold_model, merged, nearest, order
+from provision.catalog import (
+    Catalog,
+    Entry,
+    entries_of,
+    files_of,
+    fold_hardware,
+    fold_model,
+    merged,
+    nearest,
+    order,
+    unlike_builds,
+)
 from provision.domain.finding import Finding
 from provision.domain.hardware import AcceleratorSpec, MemoryKind
 from provision.domain.llm import Price, Tier
@@ -33,6 +44,7 @@ def check_catalog(extra: Path | None = None, *, root: Path | None = None, today:
     problems: list[Finding] = []
     entries = list(entries_of(files, problems.append))
     catalog = merged(entries, "check")
+    problems += unlike_builds(entries)
     if not problems:
         for rule in (_unsorted, _without_provenance, _broken_references, _ambiguous):
             problems += [Finding(code="invalid-catalog", message=m, hint=h) for m, h in rule(entries, catalog)]

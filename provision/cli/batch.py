@@ -1,12 +1,15 @@
 """`estimate --batch`: many cases from one CSV file.
 
 Ten thousand rows name a few hundred machines, builds and workloads: each is made once, and a case that comes again is
-not worked out again. Sizing is pure, so that what was found for a row holds for every row that says the same.
+not worked out again. Sizing is pure, so that what was found for a row holds for every row that says the same. Large
+files are shared out over the cores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -16,14 +19,21 @@ from provision.domain.finding import Finding
 from provision.errors import InvalidFile, ProvisionError, UsageError
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from provision.catalog import Catalog
     from provision.domain.hardware import Machine
     from provision.domain.plan import Candidate, Workload
 
 COLUMNS = ("id", "model", "quant", "gpu", "ram", "memory_platform", "context", "users", "kv_cache")
 
+_ROWS_PER_PROCESS = 1000
+_PROCESSES_MAX = 8
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_Row = tuple[int, list[str]]
+"""Line number and cells in the order of COLUMNS."""
 
 
 def estimate_rows(path: Path, catalog: Catalog, engine: str) -> tuple[list[Candidate], list[Finding]]:
@@ -39,7 +49,7 @@ def estimate_rows(path: Path, catalog: Catalog, engine: str) -> tuple[list[Candi
     from provision.sizing.speed import efficiency_lookup
 
     engine_spec = catalog.engine(engine)
-    efficiency_of = efficiency_lookup(catalog.efficiency)
+    efficiency_of = efficiency_lookup(catalog.efficiency, catalog.intervals)
 
     @_once
     def asked(context: str, users: str, kv_cache: str) -> Workload:
@@ -67,13 +77,70 @@ def estimate_rows(path: Path, catalog: Catalog, engine: str) -> tuple[list[Candi
         found = assess(machine, *build, engine_spec, wanted, efficiency_of)
         return with_default_context(machine, build, engine_spec, wanted, found)
 
-    cases, errors = [], []
-    for line, (name, *given) in _rows(path):
-        try:
-            cases.append(replace(case(*given), id=name or str(line)))
-        except ProvisionError as error:
-            errors.append(Finding(code=error.code, message=f"{path.name}:{line}: {error.message}", hint=error.hint))
+    def answers(rows: Sequence[_Row]) -> list[Candidate | Finding]:
+        found: list[Candidate | Finding] = []
+        for line, (name, *given) in rows:
+            try:
+                found.append(replace(case(*given), id=name or str(line)))
+            except ProvisionError as error:
+                message = f"{path.name}:{line}: {error.message}"
+                found.append(Finding(code=error.code, message=message, hint=error.hint))
+        return found
+
+    cases: list[Candidate] = []
+    errors: list[Finding] = []
+    for answer in _shared_out(list(_rows(path)), answers):
+        if isinstance(answer, Finding):
+            errors.append(answer)
+        else:
+            cases.append(answer)
     return cases, errors
+
+
+def _shared_out(rows: Sequence[_Row], work: Callable[[Sequence[_Row]], list[_T]]) -> list[_T]:
+    """`work` on all rows, in order, with a process for each core where there are enough rows to pay for it.
+
+    What a process does not answer, whatever the reason, is worked out here, so that its error is raised here too.
+    """
+    parts = min(_cores(), _PROCESSES_MAX, len(rows) // _ROWS_PER_PROCESS)
+    if parts < 2:
+        return work(rows)
+    from multiprocessing import get_context
+
+    fork = get_context("fork")  # what has been loaded is there at once
+    bounds = [len(rows) * part // parts for part in range(parts + 1)]
+    shares = [rows[low:high] for low, high in pairwise(bounds)]
+    helpers = []
+    for share in shares[1:]:
+        receiver, sender = fork.Pipe(duplex=False)
+        process = fork.Process(target=_send, args=(sender, work, share), daemon=True)
+        process.start()
+        sender.close()
+        helpers.append((process, receiver, share))
+    answers = work(shares[0])
+    for process, receiver, share in helpers:
+        try:
+            answers += receiver.recv()
+        except EOFError:
+            answers += work(share)
+        process.join()
+    return answers
+
+
+def _send(sender: Connection, work: Callable[[Sequence[_Row]], list[_T]], share: Sequence[_Row]) -> None:
+    with sender, suppress(BaseException):  # nothing sent is an answer too
+        sender.send(work(share))
+
+
+def _cores() -> int:
+    """That this process may use; 1 where a fork is not to be had or not safe."""
+    import os
+    import sys
+    import threading
+
+    if sys.platform != "linux" or threading.active_count() > 1:
+        return 1
+    return len(os.sched_getaffinity(0))
 
 
 def _once(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -96,8 +163,8 @@ def _once(function: Callable[_P, _T]) -> Callable[_P, _T]:
     return answer
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells in the order of COLUMNS, empty where the file has no such column."""
+def _rows(path: Path) -> Iterator[_Row]:
+    """All rows; a cell is empty where the file has no such column."""
     import csv
 
     hint = f"the first line names the columns: {','.join(COLUMNS)}"

@@ -109,7 +109,7 @@ def _case(
     engine_spec = catalog.engine(engine)
     refuse(*build, engine_spec, asked)
     machine = where.one_machine(chosen, catalog)
-    case = assess(machine, *build, engine_spec, asked, efficiency_lookup(catalog.efficiency))
+    case = assess(machine, *build, engine_spec, asked, efficiency_lookup(catalog.efficiency, catalog.intervals))
     return completed(machine, build, engine_spec, asked, case)
 
 
@@ -168,9 +168,9 @@ def _with_draft(
             code="vocabulary-differs",
         )
     machine = where.one_machine(chosen, catalog)
-    joint = together(machine, [draft, target], spec, asked, efficiency_lookup(catalog.efficiency))
+    joint = together(machine, [draft, target], spec, asked, efficiency_lookup(catalog.efficiency, catalog.intervals))
     helper, case = joint.candidates
-    case = replace(case, speculation=speculate(target[0], case, helper, draft_tokens))
+    case = replace(case, speculation=speculate(target, case, helper, draft_tokens))
     joint = replace(joint, candidates=(helper, case))
     result = _result((case,), (), again=_typed(chosen))
     return replace(

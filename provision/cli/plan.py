@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from provision.output.console import Screen
 
 
+_MODELS_SHOWN = 20
+"""Rows of a plan over the whole catalog; the rest is a question of --all or --json."""
+
+
 def command(
     ctx: typer.Context,
     model: Annotated[
@@ -120,6 +124,9 @@ def command(
     )
 
 
+_OF_OTHERS = ("engine_cannot_load", "not_published")
+
+
 def _missing(plan: Plan, models: list[str]) -> tuple[Finding, ...]:
     """One error for each model asked for that has no candidate, or one when nothing fits at all."""
     fitting = {candidate.model for candidate in plan.candidates}
@@ -129,8 +136,11 @@ def _missing(plan: Plan, models: list[str]) -> tuple[Finding, ...]:
     errors = []
     for name in missing or ([] if plan.candidates else [None]):
         reasons = [r for r in plan.rejections if name in (None, r.model)]
-        # A reason that something can be done about says more than a size that is missing by far.
-        nearest = min(reasons, key=lambda r: (r.shortfall_bytes or 0, r.hint is None), default=None)
+        # A reason that something can be done about says more than a size that is missing by far, and any of the
+        # engine's own builds more than those of other engines.
+        nearest = min(
+            reasons, key=lambda r: (r.reason.value in _OF_OTHERS, r.shortfall_bytes or 0, r.hint is None), default=None
+        )
         errors.append(
             Finding(
                 code=nearest.reason.value.replace("_", "-") if nearest else "nothing-fits",
@@ -160,11 +170,15 @@ def _show(screen: Screen, plan: Plan, output: Path | None, every: bool) -> None:
     screen.print(f"{plan.machine.name}: {views.machine_line(plan.machine)}")
     screen.print(views.workload_line(plan.workload))
     if plan.candidates:
-        shown = plan.candidates if every else views.best_of_each_model(plan.candidates)
-        views.show_candidates(screen, shown, plan.selected)
+        best_of_each = views.best_of_each_model(plan.candidates)
+        shown = plan.candidates if every else best_of_each[:_MODELS_SHOWN]
+        views.show_candidates(screen, plan, shown)
         screen.print(f"Ranked by {plan.ranked_by}.")
+        if plan.quality:
+            screen.print(views.quality_line(plan))
         if len(shown) < len(plan.candidates):
-            screen.print(f"The best build of each model; {len(plan.candidates)} fit in all: --all shows them.")
+            models = f"{len(shown)} of {len(best_of_each)} models" if len(shown) < len(best_of_each) else "Every model"
+            screen.print(f"{models}, each in its best build; {len(plan.candidates)} builds fit: --all shows them.")
         best = next(c for c in plan.candidates if c.id in plan.selected)
         screen.print(f"Memory of {best.model} {best.quantization} with {best.engine} {best.engine_version}:")
         views.show_memory(screen, best)

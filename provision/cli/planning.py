@@ -8,14 +8,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import provision
-from provision.domain.plan import Plan
+from provision.domain.plan import MeasuredLoss, Plan
 from provision.errors import UsageError
 from provision.sizing.alternatives import judge_claim, would_fit
 from provision.sizing.choice import largest_context_tokens, most_users
 from provision.sizing.placing import place
 from provision.sizing.planner import RANKED_BY, assess, is_resident, plan_builds, select
+from provision.sizing.quality import losses
 from provision.sizing.remarks import default_context_spills, not_together
-from provision.sizing.speed import efficiency_lookup
+from provision.sizing.speed import efficiency_lookup, prepare
 from provision.sizing.together import choose_together
 from provision.sizing.together import together as load_together
 
@@ -87,7 +88,7 @@ def make_plan(
     """
     specs = list({spec.id: spec for spec in map(catalog.model, models)}.values())
     considered = builds(catalog, specs or catalog.models, quantizations, everything=not specs)
-    efficiency_of = efficiency_lookup(catalog.efficiency)
+    efficiency_of = efficiency_lookup(catalog.efficiency, catalog.intervals)
     free = [disk.free_bytes for disk in machine.disks if disk.free_bytes is not None]
     chosen_engines = engines_named(catalog, engines)
     candidates, rejections = plan_builds(
@@ -122,7 +123,23 @@ def make_plan(
         selected=selected,
         ranked_by=RANKED_BY[prefer],
         together=joint,
+        quality=_losses(catalog, {c.quantization for c in candidates}),
         findings=tuple(findings),
+    )
+
+
+def _losses(catalog: Catalog, quantizations: set[str]) -> tuple[MeasuredLoss, ...]:
+    return tuple(
+        MeasuredLoss(
+            quantization=name,
+            metric=found.metric,
+            low=found.low,
+            high=found.high,
+            models=found.models,
+            sources=found.sources,
+        )
+        for name in sorted(quantizations)
+        for found in losses(name, catalog.quality)
     )
 
 
@@ -199,6 +216,7 @@ class _Case:
             self.workload,
             self.efficiency_of,
             self.catalog.accelerators,
+            {price.hardware for price in self.catalog.prices},
             self.basis,
         )
 
@@ -238,14 +256,18 @@ def claim_findings(
 ) -> tuple[Finding, ...]:
     """What was claimed for a tier, each figure beside what is computed for the same build on the same hardware."""
     verdicts = []
+    efficiency_of = efficiency_lookup(catalog.efficiency, catalog.intervals)
     for claim in catalog.claims:
         if claim.tier != tier or claim.model is None or claim.quantization is None:
             continue
-        build = catalog.build(claim.model, claim.quantization)
-        spec = catalog.model(claim.model)
-        quantization = catalog.quantization(claim.quantization)
-        computed = assess(machine, spec, build, quantization, engine, workload, efficiency_lookup(catalog.efficiency))
-        verdict = judge_claim(claim, computed, machine)
+        build = (
+            catalog.model(claim.model),
+            catalog.build(claim.model, claim.quantization),
+            catalog.quantization(claim.quantization),
+        )
+        computed = assess(machine, *build, engine, workload, efficiency_of)
+        setup = prepare(machine, *build, engine.id, computed.placement, efficiency_of, workload.kv_cache_type)
+        verdict = judge_claim(claim, computed, setup, workload)
         if verdict:
             verdicts.append(verdict)
     return tuple(verdicts)

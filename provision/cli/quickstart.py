@@ -58,7 +58,7 @@ def _show(screen: Screen, loop: Loop) -> None:
     screen.print(f"This machine: {views.machine_line(loop.machine)}")
     if loop.plan.candidates:
         screen.print("What it runs best, of the catalog:")
-        views.show_candidates(screen, views.best_of_each_model(loop.plan.candidates)[:5])
+        views.show_candidates(screen, loop.plan, views.best_of_each_model(loop.plan.candidates)[:5])
     table = screen.table("decode, 1 user", "tokens/s", "of ceiling", right=("tokens/s", "of ceiling"))
     ceiling = decode.ceiling if decode else None
 

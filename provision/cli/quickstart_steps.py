@@ -234,7 +234,7 @@ def _predict(machine: Machine, catalog: Catalog, served: Served, measured: Bench
     # The embedded build has no GPU code: it runs on the CPU whatever is in the machine.
     where = replace(machine, accelerators=()) if served.engine == "llamacpp" else machine
     engine = catalog.engine(served.engine)
-    return assess(where, *served.build, engine, asked, efficiency_lookup(catalog.efficiency))
+    return assess(where, *served.build, engine, asked, efficiency_lookup(catalog.efficiency, catalog.intervals))
 
 
 def _explain(predicted: Candidate | None, measured: BenchResult) -> tuple[Finding, ...]:

@@ -126,10 +126,13 @@ class Accelerator:
     """As the driver reports it, or the catalog's name for a planned part."""
     catalog_id: str | None = None
     device_class: str | None = None
+    architecture: str | None = None
+    """Generation, as in AcceleratorSpec."""
     memory_kind: MemoryKind = MemoryKind.DEDICATED
     memory: MemoryPool | None = None
     """The card's own pool; None for unified memory and where the driver says nothing."""
     fp16_flops_per_s: _Rate | None = None
+    fp32_flops_per_s: _Rate | None = None
     power_limit_w: _Watts | None = None
     uuid: str | None = None
     driver_version: str | None = None

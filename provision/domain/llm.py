@@ -120,6 +120,30 @@ class Quantization:
     provenance: dict[str, str]
 
 
+class QualityMetric(StrEnum):
+    PERPLEXITY_INCREASE_PERCENT = "perplexity_increase_percent"
+    """Of text the model reads, against the same model in 16 bits; lower is better."""
+    KL_DIVERGENCE = "kl_divergence"
+    """Mean, of the next token's distribution from that of the 16-bit model; lower is better."""
+    SAME_TOP_TOKEN_PERCENT = "same_top_token_percent"
+    """How often the most likely next token is that of the 16-bit model; higher is better."""
+
+
+@record
+class QualityLoss:
+    """What one quantization cost one model, as somebody measured it."""
+
+    quantization: str
+    metric: QualityMetric
+    model: str
+    """Catalog id of the model that was measured."""
+    importance_matrix: str | None = None
+    """The text it was made from, "none", or None where the source does not say."""
+    value: float
+    stderr: float | None = None
+    source: str
+
+
 class Precision(StrEnum):
     EXACT = "exact"
     """A published file's size, to the byte."""
@@ -229,6 +253,8 @@ class PagedCache:
     """... and for each layer with routed experts."""
     parallel_bytes: int
     """What each device holds besides `EngineSpec.device_overhead_bytes` under tensor parallelism."""
+    host_bytes: int
+    """What the engine's process holds besides the weights where it runs on a CPU."""
     driver_bytes: int
     """Of a dedicated NVIDIA card's memory, kept by the driver: the engine's share is of the rest."""
 
@@ -256,6 +282,8 @@ class EngineSpec:
     predicted_share: float | None = None
     """The engine predicts memory before it loads: at most this share of one device's free memory puts a model there
     alone, and at most this share of what is free loads it beside others. None: it does neither."""
+    spreads: bool = False
+    """Splits a model over all devices that it is given, also where fewer would hold it."""
     batch_tiers: tuple[BatchTier, ...] = ()
     """Largest first; below them `batch_tokens`."""
     embedding_batch_tokens: int | None = None
@@ -294,26 +322,43 @@ class EngineSpec:
     provenance: dict[str, str]
 
 
+SpeedTerm = Literal[
+    "whole", "memory", "cache", "compute", "layer", "experts", "step", "hop", "sync", "batch", "sequence", "request",
+    "prompt_compute", "prompt_attention", "prompt_memory", "prompt_layer", "prompt_sync",
+    "prompt_request",
+]  # fmt: skip
+
+
 @record
 class Efficiency:
-    """Seconds per token = slowdown x bytes / bandwidth + overhead: fitted on measurements, by class of device."""
+    """Factors of one term of the speed model for one kind of circumstance, fitted on measurements.
 
-    device_class: str
-    engine: str
-    quantization_family: str
-    """`f16`, `quantized`, `moe`, or `any`: the dense families without a record of their own."""
-    slowdown: float
-    """At least 1: how much longer reading the weights takes than at the full published bandwidth."""
-    overhead_s: float
-    """Fixed time per token (kernel launches, sampling)."""
+    A step's time is a sum of terms, each a physical quantity in seconds (bytes over bandwidth, operations over rate,
+    layers, ...) times its factors, one from each table that knows the circumstance (`provision/sizing/efficiency.py`).
+    """
+
+    term: SpeedTerm
+    scope: str
+    """What the keys name: `all`, or one or more of the fields of `Kernel` joined by `+`, e.g. `backend+family`.
+    `bandwidth^device_class`: the values are exponents of the bandwidth over 300 GB/s."""
+    factors: dict[str, float]
+    samples: dict[str, int]
+    """Independent cells (device, source, model, build) behind each factor."""
+    source: str
+
+
+@record
+class SpeedInterval:
+    """Measured over expected at the 10th and the 90th percentile, on rows whose source or device was left out."""
+
+    measure: Literal["decode", "prefill", "together"]
+    group: str
+    """As `interval_group` of provision/sizing/efficiency.py names it."""
     low_ratio: float
     high_ratio: float
-    """Measured / expected at the 10th and 90th percentile: the 80 % interval."""
-    prefill_ratio: float | None = None
-    """Share of the published matrix rate that prefill reaches."""
-    prefill_low_ratio: float | None = None
-    prefill_high_ratio: float | None = None
     samples: int
+    sources: int
+    """Independent pairs of source and device."""
     source: str
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from provision.domain.finding import Finding
 from provision.domain.hardware import Machine
+from provision.domain.llm import QualityMetric
 from provision.domain.record import record
 
 PLAN_VERSION = 1
@@ -207,6 +208,18 @@ class JointPlan:
 
 
 @record
+class MeasuredLoss:
+    """What a quantization cost the models on which somebody measured it; others may lose more or less."""
+
+    quantization: str
+    metric: QualityMetric
+    low: float
+    high: float
+    models: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+@record
 class Plan:
     plan_version: int = PLAN_VERSION
     created_at: datetime
@@ -224,4 +237,6 @@ class Plan:
     """What the order of the candidates optimises, in words."""
     together: JointPlan | None = None
     """The selected candidates side by side, where several models were asked for."""
+    quality: tuple[MeasuredLoss, ...] = ()
+    """Of the candidates' quantizations, where it was measured."""
     findings: tuple[Finding, ...] = ()

@@ -16,12 +16,13 @@ ENCODERS = frozenset({
 
 _ATTENTION = {
     "apertus", "arcee", "arctic", "baichuan", "bailingmoe", "bailingmoe2", "bitnet", "bloom", "chameleon", "chatglm",
-    "codeshell", "cogvlm", "command-r", "dbrx", "deci", "deepseek", "dots1", "ernie4_5", "ernie4_5-moe", "exaone",
-    "falcon", "gemma", "glm4", "glm4moe", "gpt2", "gptneox", "granite", "granitemoe", "grok", "grovemoe",
-    "hunyuan-dense", "hunyuan-moe", "internlm2", "jais", "llama", "maincoder", "minicpm", "minicpm3", "minimax-m2",
-    "mistral3", "mpt", "nemotron", "olmo", "olmoe", "openelm", "orion", "paddleocr", "pangu-embedded", "phi2", "phi3",
-    "phimoe", "plamo", "plm", "qwen", "qwen2", "qwen2moe", "qwen2vl", "qwen25vl", "qwen3", "qwen3moe", "qwen3vl",
-    "qwen3vlmoe", "refact", "seed_oss", "smollm3", "stablelm", "starcoder", "starcoder2", "xverse",
+    "codeshell", "cogvlm", "command-r", "dbrx", "deci", "deepseek", "deepseek2-ocr", "dots1", "ernie4_5",
+    "ernie4_5-moe", "exaone", "falcon", "gemma", "glm4", "glm4moe", "gpt2", "gptneox", "granite", "granitemoe",
+    "grok", "grovemoe", "hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "internlm2", "jais", "jais2", "llama",
+    "maincoder", "minicpm", "minicpm3", "minimax-m2", "mistral3", "mpt", "nemotron", "olmo", "olmoe", "openelm",
+    "orion", "paddleocr", "pangu-embedded", "phi2", "phi3", "phimoe", "plamo", "plm", "qwen", "qwen2", "qwen25vl",
+    "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "refact", "seed_oss", "smollm3", "stablelm",
+    "starcoder", "starcoder2", "xverse",
 }  # fmt: skip
 """Key and value heads in every layer that has any. phi3 may name a window; llama.cpp does not use it."""
 
@@ -58,7 +59,7 @@ WINDOWS = {
     "smallthinker": Window(4, full_first=True, fixed_tokens=4096),
 }
 
-PATTERN_IN_FILE = frozenset({"gemma4", "mimo2", "step35"})
+PATTERN_IN_FILE = frozenset({"gemma4", "laguna", "mimo2", "step35"})
 """Windows by layer, from an array in the metadata; without it there is no telling."""
 
 LATENT = frozenset({"deepseek2", "mistral4"})

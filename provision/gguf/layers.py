@@ -86,7 +86,8 @@ def layers_of(metadata: Metadata) -> tuple[tuple[Layers, ...], tuple[int, ...]]:
     """Groups of layers that keep the same, in order of appearance, and one period of the order they come in.
 
     Layers of multi-token prediction at the end are left out: llama.cpp does not load them for plain decoding. A layer
-    that keeps nothing (feed-forward alone, or with the cache of an earlier layer) is a state of 0 bytes.
+    without attention or recurrence is a state of 0 bytes; one that attends over the cache of an earlier layer has 0
+    heads for keys and values.
     """
     kinds = _layer_kinds(metadata)[: main_layer_count(metadata)]
     unique = tuple(dict.fromkeys(kinds))
@@ -112,7 +113,8 @@ def _layer_kinds(metadata: Metadata) -> list[Layers]:
     attention = _attention_kinds(metadata)
     keeps_heads = [not isinstance(kind, AttentionLayers) or kind.kv_heads > 0 for kind in attention]
     if recurrence is None:
-        return [kind if keeps else nothing for kind, keeps in zip(attention, keeps_heads, strict=True)]
+        has_heads = _kv_heads(metadata)
+        return [kind if heads else nothing for kind, heads in zip(attention, has_heads, strict=True)]
     state = _state(metadata)
     if recurrence == "both":
         beside = state.state_bytes_per_sequence
@@ -139,7 +141,7 @@ def _layer_kinds(metadata: Metadata) -> list[Layers]:
 
 def _attention_kinds(metadata: Metadata) -> list[AttentionLayers | LatentAttentionLayers]:
     hidden, heads = metadata.number("embedding_length"), metadata.number("attention.head_count")
-    kv_heads = metadata.by_layer("attention.head_count_kv", heads)
+    kv_heads = _kv_heads(metadata)
     latent = _latent(metadata)
     if latent is not None:
         empty = AttentionLayers(count=1, kv_heads=0, key_dim=0, value_dim=0)
@@ -160,6 +162,12 @@ def _attention_kinds(metadata: Metadata) -> list[AttentionLayers | LatentAttenti
         )
         for index, (kv, in_window) in enumerate(zip(kv_heads, windowed, strict=True))
     ]
+
+
+def _kv_heads(metadata: Metadata) -> tuple[int, ...]:
+    """By layer; without a number of their own as many as there are heads."""
+    key = "attention.head_count_kv" if metadata.has("attention.head_count_kv") else "attention.head_count"
+    return metadata.by_layer(key)
 
 
 def _windows(metadata: Metadata) -> tuple[int | None, tuple[bool, ...]]:

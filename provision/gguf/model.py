@@ -107,7 +107,9 @@ def _kind_in_words(group: Layers) -> str:
     if isinstance(group, LatentAttentionLayers):
         return f"with latent attention of {group.latent_dim} + {group.rope_dim}"
     if isinstance(group, StateLayers):
-        return "with a recurrent state" if group.state_bytes_per_sequence else "without a cache of their own"
+        return "with a recurrent state" if group.state_bytes_per_sequence else "without attention"
+    if isinstance(group, AttentionLayers) and not group.kv_heads:
+        return "with the cache of earlier ones"
     if isinstance(group, AttentionLayers) and group.window_tokens is not None:
         return f"with a window of {group.window_tokens:,} tokens"
     return "with full attention" + (" beside a recurrent state" if group.state_bytes_per_sequence else "")

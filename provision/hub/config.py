@@ -29,11 +29,11 @@ _ARCHITECTURES = {
 """`model_type` of transformers: llama.cpp's architecture of the same graph."""
 
 _KEYS = {
-    "block_count": ("num_hidden_layers",),
-    "embedding_length": ("hidden_size",),
+    "block_count": ("num_hidden_layers", "n_layer"),
+    "embedding_length": ("hidden_size", "n_embd"),
     "feed_forward_length": ("intermediate_size", "n_inner"),
     "context_length": ("max_position_embeddings", "n_positions"),
-    "attention.head_count": ("num_attention_heads",),
+    "attention.head_count": ("num_attention_heads", "n_head"),
     "attention.head_count_kv": ("num_key_value_heads",),
     "attention.key_length": ("head_dim",),
     "attention.value_length": ("head_dim",),
@@ -47,6 +47,7 @@ _KEYS = {
     "ssm.group_count": ("linear_num_key_heads",),
     "ssm.state_size": ("linear_key_head_dim",),
 }
+_REQUIRED = ("block_count", "embedding_length", "context_length", "attention.head_count")
 _EXPERT_COUNT = ("num_experts", "num_local_experts", "n_routed_experts")
 _PACKED = re.compile(r"\.(?:qweight|weight_packed)$|_blocks$")
 _BESIDE = re.compile(r"(?:scale|scales|scale_inv|zeros|qzeros|zero_point|g_idx|weight_shape|scale_2|amax)$")
@@ -56,6 +57,7 @@ _EXPERT = re.compile(r"\.experts\.")
 _TABLE = re.compile(
     r"(?:embed_tokens|word_embeddings|position_embeddings|token_type_embeddings|tok_embeddings)\.weight$"
 )
+_WORDS = ("embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight")
 _FORMAT_BITS = {"AWQ": 4, "GPTQ-INT4": 4, "GPTQ-INT8": 8, "W4A16": 4, "MXFP4": 4, "NVFP4": 4}
 
 
@@ -75,15 +77,20 @@ def model_of_config(
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     assert isinstance(text, Mapping)
     architecture = _architecture(config, text, label)
-    metadata = Metadata(Header(label=label, metadata=_renamed(architecture, text), tensors={}, file_bytes=file_bytes))
+    renamed = _renamed(architecture, text)
+    for key in _REQUIRED:
+        if f"{architecture}.{key}" not in renamed:
+            raise _unusable(label, f"has no whole number as '{_KEYS[key][0]}'")
+    metadata = Metadata(Header(label=label, metadata=renamed, tensors={}, file_bytes=file_bytes))
     layers, pattern = layers_of(metadata)
     format_name = _format(config, text, tensors, label)
     bits = _FORMAT_BITS.get(format_name)
     parameters, routed = _parameters(tensors.values(), bits)
     experts = _experts(text, label)
-    vocabulary = text.get("vocab_size")
-    if not isinstance(vocabulary, int):
-        raise _unusable(label, "has no 'vocab_size'")
+    tables = (t.shape[0] for t in tensors.values() if len(t.shape) == 2 and t.name.endswith(_WORDS))
+    vocabulary = next(tables, None) or text.get("vocab_size")
+    if type(vocabulary) is not int or not 0 < vocabulary < 2**31:
+        raise _unusable(label, "has no whole number as 'vocab_size'")
     encoder = architecture in ENCODERS
     model = ModelSpec(
         id=name,

@@ -20,6 +20,9 @@ Progress = Callable[[int, int], None]
 """Headers read so far, and of how many."""
 _PREFERRED = ("Q4_K_M", "Q4_0", "Q4_K_S", "Q5_K_M", "Q6_K", "Q8_0")
 """Whose header tells the shape, where none was asked for: what people usually pull."""
+_MOST_HEADERS = 64
+_MOST_TENSORS = 400_000
+"""Of one model in safetensors files; the largest that are published have about 200,000."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,12 @@ def from_hugging_face(
         return _from_safetensors(remote, repository, progress)
     first = next((f for wanted in _PREFERRED for f in files if f.label == wanted), files[0])
     to_read = [f for f in files if f is first or every_header or not is_known(f.label)]
+    if len(to_read) > _MOST_HEADERS:
+        raise UsageError(
+            f"{name} has {len(files)} GGUF files, {len(to_read)} of them of mixes that are not known",
+            hint=f"hf:{name}:{first.label}",
+            code="too-many-files",
+        )
     read: dict[str, tuple[ModelSpec, ModelBuild, Quantization]] = {}
     for number, file in enumerate(to_read):
         progress(number, len(to_read))
@@ -89,6 +98,7 @@ def from_hugging_face(
         title=f"{name} at {shown(remote.endpoint)}: listing and the header of {_artifact(name, first)}"
         + _digest(first.parts[0]),
         url=f"{shown(remote.endpoint)}/{name}",
+        findings=_projectors(sum(f.size for f in repository.files if "mmproj" in f.path)),
     )
 
 
@@ -101,14 +111,6 @@ def from_ollama(remote: Remote, tag: str) -> Found:
     finally:
         source.close()
     model, build, mix = gguf.model_of(header, manifest.tag.removesuffix(":latest"), "")
-    findings = []
-    if manifest.projector_bytes:
-        findings.append(
-            Finding(
-                code="projector-left-out",
-                message=f"the part that reads images, {manifest.projector_bytes:,} bytes more, is not counted",
-            )
-        )
     return Found(
         model=model,
         builds=(
@@ -119,7 +121,7 @@ def from_ollama(remote: Remote, tag: str) -> Found:
         ),
         title=f"manifest of {manifest.tag} at {shown(remote.endpoint)} and the header of {manifest.digest}",
         url=f"{shown(remote.endpoint)}{manifest.path}/manifests/{manifest.tag.rpartition(':')[2]}",
-        findings=tuple(findings),
+        findings=_projectors(manifest.projector_bytes),
     )
 
 
@@ -208,6 +210,10 @@ def _from_safetensors(remote: Remote, repository: Repository, progress: Progress
                 hint=f"hf:{repository.name} holds more than one model",
             )
         tensors |= found
+        if len(tensors) > _MOST_TENSORS:
+            raise InvalidFile(
+                f"{repository.name} has more than {_MOST_TENSORS:,} tensors", hint="another repository of the model"
+            )
     progress(len(files), len(files))
     model, build, mix = model_of_config(
         config,
@@ -223,6 +229,13 @@ def _from_safetensors(remote: Remote, repository: Repository, progress: Progress
         title=f"{repository.name} at {shown(remote.endpoint)}: config.json and the headers of {len(files)} files",
         url=f"{shown(remote.endpoint)}/{repository.name}",
     )
+
+
+def _projectors(size: int) -> tuple[Finding, ...]:
+    if not size:
+        return ()
+    message = f"what reads images (mmproj), {size:,} bytes in files beside the model, is not counted"
+    return (Finding(code="projector-left-out", message=message),)
 
 
 def _artifact(name: str, file: GgufFile) -> str:

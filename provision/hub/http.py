@@ -151,12 +151,10 @@ class Remote:
                 if response.status_code not in (301, 302, 303, 307, 308) or not target:
                     yield response
                     return
-            following = urljoin(at, target)
-            if not following.startswith(("http://", "https://")) or (
-                at.startswith("https:") and following.startswith("http:")
-            ):
+            following = joined(at, target)
+            if following is None or (at.startswith("https:") and following.startswith("http:")):
                 raise Unreachable(
-                    f"{shown(at)} redirects to {shown(following)}, which is not followed",
+                    f"{shown(at)} redirects to {shown(following or target)[:200]!r}, which is not followed",
                     hint=_look(url),
                     code="unsafe-redirect",
                 )
@@ -449,6 +447,17 @@ def as_failure(url: str, error: Exception) -> ProvisionError:
 
 def _look(url: str) -> str:
     return f"curl -sSIL {shown(url)}"
+
+
+def joined(base: str, target: str) -> str | None:
+    """Where `target` leads from `base`; None where that is no address that HTTP reaches."""
+    try:
+        url = urljoin(base, target)
+        parts = urlsplit(url)
+        reachable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return None
+    return url if reachable and url.isprintable() else None
 
 
 def _origin(url: str) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
 
 from provision.errors import Unreachable, UsageError
 from provision.gguf import label_in, part_names
-from provision.hub.http import HttpFile, Remote, shown
+from provision.hub.http import HttpFile, Remote, joined, shown
 
 ENDPOINT = "https://huggingface.co"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -130,7 +130,7 @@ def _files(document: object, remote: Remote) -> list[RepositoryFile]:
         stored = lfs if isinstance(lfs, dict) else {}
         path, size = entry.get("path"), stored.get("size", entry.get("size"))
         digest = stored.get("oid")
-        if isinstance(path, str) and type(size) is int and size >= 0 and path.isprintable():
+        if isinstance(path, str) and type(size) is int and 0 <= size < 2**62 and path.isprintable():
             known = isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest)
             files.append(RepositoryFile(path=path, size=size, sha256=digest if known else None))
     return files
@@ -141,5 +141,5 @@ def _next_page(link: str, url: str) -> str | None:
     found = re.search(r'<([^<>]+)>\s*;\s*rel="?next"?', link)
     if found is None:
         return None
-    following = urljoin(url, found[1])
-    return following if urlsplit(following)[:2] == urlsplit(url)[:2] else None
+    following = joined(url, found[1])
+    return following if following and urlsplit(following)[:2] == urlsplit(url)[:2] else None

@@ -96,6 +96,6 @@ def _sized(layer: Any, kind: str | None) -> tuple[str, int] | None:
     if not isinstance(layer, dict) or (kind is not None and layer.get("mediaType") != kind):
         return None
     digest, size = layer.get("digest"), layer.get("size")
-    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest) or type(size) is not int or size < 0:
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest) or type(size) is not int or not 0 <= size < 2**62:
         return None
     return digest, size

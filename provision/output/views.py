@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from provision.domain.hardware import Machine, MemoryKind
-from provision.domain.plan import Candidate, JointPlan, Rejection, RejectionReason, SpeedRange, Workload
+from provision.domain.llm import QualityMetric
+from provision.domain.plan import (
+    Candidate,
+    JointPlan,
+    MeasuredLoss,
+    Plan,
+    Rejection,
+    RejectionReason,
+    SpeedRange,
+    Workload,
+)
 from provision.units import (
     format_bandwidth,
     format_bytes,
@@ -99,13 +109,13 @@ def best_of_each_model(candidates: Sequence[Candidate]) -> list[Candidate]:
     return list(first.values())
 
 
-def show_candidates(screen: Screen, candidates: Sequence[Candidate], selected: Sequence[str] = ()) -> None:
+def show_candidates(screen: Screen, plan: Plan, candidates: Sequence[Candidate]) -> None:
     """A row for each candidate; where the terminal is narrow, the columns that can be asked for otherwise go first."""
-    users = candidates[0].users if candidates else 1
+    users = plan.workload.users
     together = f"{users} users tok/s"
-    optional = ["TTFT", "memory", "ceiling", "placement"]
+    optional = ["TTFT", "memory", "perplexity", "ceiling", "placement"]
     while True:
-        table = _candidate_table(screen, candidates, selected, together if users > 1 else None, optional)
+        table = _candidate_table(screen, plan, candidates, together if users > 1 else None, optional)
         if screen.fits(table) or not optional:
             break
         optional = optional[1:]
@@ -113,12 +123,15 @@ def show_candidates(screen: Screen, candidates: Sequence[Candidate], selected: S
 
 
 def _candidate_table(
-    screen: Screen, candidates: Sequence[Candidate], selected: Sequence[str], together: str | None, optional: list[str]
+    screen: Screen, plan: Plan, candidates: Sequence[Candidate], together: str | None, optional: list[str]
 ) -> Table:
+    losses = {q.quantization: q for q in plan.quality if q.metric is QualityMetric.PERPLEXITY_INCREASE_PERCENT}
     engine = "engine" if len({c.engine for c in candidates}) > 1 else None
     order = [" ", "model", "quant", engine, "memory", "placement", "decode tok/s", "ceiling", together, "TTFT"]
-    columns = [c for c in order if c and (c in optional or c not in ("memory", "placement", "ceiling", "TTFT"))]
-    numbers = ("memory", "decode tok/s", "ceiling", "TTFT", together or "")
+    order.insert(3, "perplexity")
+    may_go = ("memory", "perplexity", "placement", "ceiling", "TTFT")
+    columns = [c for c in order if c and (c in optional or c not in may_go)]
+    numbers = ("memory", "perplexity", "decode tok/s", "ceiling", "TTFT", together or "")
     table = screen.table(*columns, right=numbers)
     for column in table.columns:
         column.no_wrap = True
@@ -126,9 +139,10 @@ def _candidate_table(
         speed = candidate.speed
         decode = speed.decode_tokens_per_s if speed else None
         cells = {
-            " ": "*" if candidate.id in selected else "",
+            " ": "*" if candidate.id in plan.selected else "",
             "model": candidate.model,
             "quant": candidate.quantization,
+            "perplexity": _loss_text(losses.get(candidate.quantization), candidate.quantization),
             "engine": candidate.engine,
             "memory": format_bytes(candidate.memory.total_bytes),
             "placement": placement_text(candidate),
@@ -139,6 +153,23 @@ def _candidate_table(
         }
         table.add_row(*(cells[column] for column in columns))
     return table
+
+
+def _loss_text(loss: MeasuredLoss | None, quantization: str) -> str:
+    """`+1.4-4.8 %`: what others measured of this quantization, not of this model."""
+    if loss is None:
+        return "+0 %" if quantization in ("F16", "BF16", "F32") else "unknown"
+    low, high = f"{loss.low:.1f}", f"{loss.high:.1f}"
+    return f"+{low} %" if low == high else f"+{low}-{high} %"
+
+
+def quality_line(plan: Plan) -> str:
+    """Where the figures of the perplexity column are from."""
+    models = dict.fromkeys(
+        model for q in plan.quality if q.metric is QualityMetric.PERPLEXITY_INCREASE_PERCENT for model in q.models
+    )
+    named = ", ".join(sorted(models))
+    return f"Perplexity against 16 bits as measured on {named}; other models, small ones above all, differ."
 
 
 def show_memory(screen: Screen, candidate: Candidate) -> None:
@@ -170,7 +201,8 @@ def room_line(candidate: Candidate) -> str:
     if candidate.users_max is not None:
         users = "1 user" if candidate.users_max == 1 else f"{candidate.users_max:,} users"
         parts.append(f"{users} at {format_tokens(candidate.context_tokens)}")
-    return f"Room without moving anything to the host: {' or '.join(parts)}." if parts else ""
+    where = "Room without moving anything to the host" if candidate.placement.split else "Room in host memory"
+    return f"{where}: {' or '.join(parts)}." if parts else ""
 
 
 def show_together(screen: Screen, plan: JointPlan) -> None:
@@ -205,7 +237,7 @@ def show_speculation(screen: Screen, candidate: Candidate) -> None:
 def show_kv_pool(screen: Screen, candidate: Candidate) -> None:
     """What an engine with one pool of cache blocks holds; nothing for others."""
     memory = candidate.memory
-    if memory.kv_capacity_tokens is None:
+    if not memory.kv_capacity_tokens:
         return
     screen.print(
         f"KV pool  {memory.kv_capacity_tokens:,} tokens ({memory.kv_blocks:,} blocks of {memory.kv_block_tokens}), "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 from provision.domain.finding import Finding
@@ -11,9 +11,10 @@ from provision.domain.llm import Claim, EngineSpec
 from provision.domain.plan import Candidate, CapacityBasis, Workload
 from provision.sizing.arithmetic import decode_arithmetic
 from provision.sizing.choice import largest
-from provision.sizing.placing import Build
-from provision.sizing.planner import assess, is_resident, planned_accelerator
-from provision.sizing.speed import EfficiencyOf
+from provision.sizing.placing import Build, place
+from provision.sizing.planner import FOUR_BIT_RANK, planned_accelerator, predicted
+from provision.sizing.remarks import refusal
+from provision.sizing.speed import EfficiencyOf, Setup
 from provision.units import format_tokens, format_tokens_per_s
 
 
@@ -25,17 +26,22 @@ def would_fit(
     workload: Workload,
     efficiency_of: EfficiencyOf,
     cards: Sequence[AcceleratorSpec],
+    priced: Collection[str],
     basis: CapacityBasis = "total",
 ) -> list[Finding]:
     """What to change so that everything is on accelerators, for a build that is not: each with an option to type.
 
     Looked at in turn: a smaller quantization, less context, another model, one larger card of the same vendor.
+    `priced` names the cards of which a price is known: those can be bought, those of a laptop or of one country cannot.
     """
     model, build, _ = wanted
+    others = [other for other in others if refusal(*other, engine, workload) is None]
 
     def resident(candidate_build: Build, where: Machine, load: Workload) -> Candidate | None:
-        candidate = assess(where, *candidate_build, engine, load, efficiency_of, basis)
-        return candidate if candidate.fits and is_resident(candidate) else None
+        placed = place(where, candidate_build, engine, load, basis)
+        if not (placed.fits and placed.resident):
+            return None
+        return predicted(where, candidate_build, engine, load, placed, efficiency_of)
 
     findings: list[Finding] = []
 
@@ -55,14 +61,18 @@ def would_fit(
             f"--context {tokens}",
         )
     smaller_models = [b for b in others if b[0].id != model.id and b[0].task is model.task]
-    for other in sorted(smaller_models, key=lambda b: (b[0].parameters or 0, b[2].rank), reverse=True):
-        if (found := resident(other, machine, workload)) and (other[0].parameters or 0) <= (model.parameters or 0):
+
+    def order(b: Build) -> tuple[bool, int, int]:
+        return b[2].rank >= FOUR_BIT_RANK, b[0].parameters or 0, b[2].rank
+
+    for other in sorted(smaller_models, key=order, reverse=True):
+        if (other[0].parameters or 0) <= (model.parameters or 0) and (found := resident(other, machine, workload)):
             offer(
                 f"{found.model} {found.quantization} fits, {_speed_text(found)}",
                 f"--model {found.model} --quant {found.quantization}",
             )
             break
-    for spec, text in _larger(machine, cards, build.weights_bytes):
+    for spec, text in _larger(machine, cards, priced, build.weights_bytes):
         if found := resident(wanted, spec, workload):
             offer(f"{text[0]} {model.id} {build.quantization}, {_speed_text(found)}", f'--gpu "{text[1]}"')
             if len(spec.accelerators) == 1:
@@ -71,7 +81,7 @@ def would_fit(
 
 
 def _larger(
-    machine: Machine, cards: Sequence[AcceleratorSpec], weights_bytes: int
+    machine: Machine, cards: Sequence[AcceleratorSpec], priced: Collection[str], weights_bytes: int
 ) -> Iterator[tuple[Machine, tuple[str, str]]]:
     """`machine` with other cards, the smallest first: twice as many of its own, then one larger of the same vendor.
 
@@ -90,15 +100,20 @@ def _larger(
         for c in cards
         if (c.memory_bytes or 0) >= weights_bytes and c.vendor in vendors and c.memory_kind is not MemoryKind.UNIFIED
     ]
-    for one in sorted(sized, key=lambda c: (c.memory_bytes or 0, -(c.memory_bandwidth_bytes_per_s or 0))):
+    for one in sorted(
+        sized, key=lambda c: (c.memory_bytes or 0, c.id not in priced, -(c.memory_bandwidth_bytes_per_s or 0))
+    ):
         yield (
             replace(machine, accelerators=(planned_accelerator(one, 0),)),
             (f"one {one.name} holds", one.id),
         )
 
 
-def judge_claim(claim: Claim, computed: Candidate, machine: Machine) -> Finding | None:
-    """A published single-stream figure against what is computed for the same build on the same hardware."""
+def judge_claim(claim: Claim, computed: Candidate, setup: Setup | None, workload: Workload) -> Finding | None:
+    """A published single-stream figure against what is computed for the same build on the same hardware.
+
+    `setup` is what the computed speed was worked out from; with it the arithmetic is told.
+    """
     if claim.claimed_tokens_per_s is None or computed.speed is None:
         return None
     decode = computed.speed.decode_tokens_per_s
@@ -111,11 +126,14 @@ def judge_claim(claim: Claim, computed: Candidate, machine: Machine) -> Finding 
         verdict = "plausible"
     else:
         verdict = "slower than it should be"
+    told = ""
+    if setup is not None:
+        told = "; " + decode_arithmetic(setup, computed.placement, workload.mean_depth_tokens, claimed)
     return Finding(
         code="claim",
         message=f"claimed {format_tokens_per_s(claimed)} tokens/s for {computed.model} {computed.quantization}: "
         f"{verdict}; computed {format_tokens_per_s(decode.expected)} ({format_tokens_per_s(decode.low)}-"
-        f"{format_tokens_per_s(decode.high)}){decode_arithmetic(machine, computed, claimed)}",
+        f"{format_tokens_per_s(decode.high)}){told}",
     )
 
 

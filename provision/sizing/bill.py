@@ -100,15 +100,12 @@ class Bill:
             copied_layer_bytes=self.parts.largest_layer_matrix if spilled and first else 0,
         )
 
-    def host_compute(self, *, accelerators: bool, pipelined: bool, spilled: bool, with_output: bool) -> int:
-        """Of the host: everything on a machine without accelerators; else inputs, and attention of what it keeps."""
+    def host_compute(self, *, accelerators: bool, pipelined: bool, with_output: bool) -> int:
+        """Of the host: everything on a machine without accelerators; else what it stages for them. Layers that it keeps
+        are computed on the first accelerator in a prefill step, and one token at a time need next to nothing."""
         if not accelerators:
             return compute_buffer.device_bytes(self.graph, with_output=True, whole=True, unpacks_cache=False)
-        staged = compute_buffer.host_bytes(self.graph, pipelined=pipelined, with_output=with_output)
-        if not spilled:
-            return staged
-        attention = compute_buffer.device_bytes(self.graph, with_output=False, attention_only=True, unpacks_cache=False)
-        return max(staged, attention)
+        return compute_buffer.host_bytes(self.graph, pipelined=pipelined, with_output=with_output)
 
 
 def bill_for(

@@ -191,7 +191,7 @@ def device_bytes(
     if shape.gated and not attention_only:
         dense = parts * shape.gated
         if copied_layer_bytes:
-            dense = max(dense, 2 * shape.gated + copied_layer_bytes) + hidden
+            dense = max(dense, 2 * shape.gated + copied_layer_bytes) + hidden + shape.query
         largest = max(largest, before + dense)
     if shape.expert and not attention_only:
         if copied_expert_bytes:

@@ -115,9 +115,14 @@ def predicted_bytes(model: ModelSpec, build: ModelBuild, context_tokens: int) ->
     No compute buffer; windows, latent attention and head sizes of their own are not seen. The heads are the fewest of
     any layer, and 1 where there are none: it decides by this figure, so it is computed as Ollama does, errors included.
     """
+    return build.weights_bytes + _plain_cache_bytes_per_token(model) * context_tokens
+
+
+@by_identity
+def _plain_cache_bytes_per_token(model: ModelSpec) -> int:
     heads = min((g.kv_heads for g in model.layers if isinstance(g, AttentionLayers)), default=1)
     head_dim = model.hidden_size // model.attention_heads if model.attention_heads else 0
-    return build.weights_bytes + 2 * model.layer_count * heads * head_dim * context_tokens * 2
+    return 2 * model.layer_count * heads * head_dim * 2
 
 
 def batch_tokens(engine: EngineSpec, predicted: int, free: int, context_tokens: int) -> int:

@@ -111,7 +111,9 @@ def bytes_by_group(
     cache = tuple(
         layer_bytes(g, shape, expanded=build.expanded_cache, heads=model.attention_heads) for g in model.layers
     )
-    state = tuple(g.state_bytes_per_sequence * shape.slots if isinstance(g, StateLayers) else 0 for g in model.layers)
+    state = tuple(
+        0 if isinstance(g, LatentAttentionLayers) else g.state_bytes_per_sequence * shape.slots for g in model.layers
+    )
     return cache, state
 
 

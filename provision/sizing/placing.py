@@ -9,7 +9,7 @@ from provision.domain.hardware import Machine
 from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, Quantization
 from provision.domain.plan import CapacityBasis, MemoryEstimate, Placement, Workload
 from provision.sizing import memory, vllm
-from provision.sizing.engine_policy import Launch, launch
+from provision.sizing.engine_policy import Launch, free_bytes, launch
 
 Build = tuple[ModelSpec, ModelBuild, Quantization]
 
@@ -41,11 +41,27 @@ def place(
     where, devices = machine, chosen.devices
     if len(devices) < len(machine.accelerators):
         where = replace(machine, accelerators=tuple(machine.accelerators[i] for i in devices))
-    decide = memory.place if engine.paged is None else vllm.place
-    placement, estimate = decide(where, *build, chosen.engine, chosen.workload, basis)
+    found = _spread(where, build, chosen, basis) if engine.spreads and len(devices) > 1 else None
+    if found is None:
+        decide = memory.place if engine.paged is None else vllm.place
+        found = decide(where, *build, chosen.engine, chosen.workload, basis)
+    placement, estimate = found
     if where is not machine:
         placement, estimate = _renumbered(placement, estimate, devices, len(machine.accelerators))
     return Placed(chosen, placement, estimate)
+
+
+def _spread(
+    where: Machine, build: Build, chosen: Launch, basis: CapacityBasis
+) -> tuple[Placement, MemoryEstimate] | None:
+    """All layers on all accelerators, in proportion to what is free there, as llama.cpp splits them when it is not
+    told otherwise; None where one of them does not hold its part, and the fit has to choose."""
+    layers = build[0].layer_count
+    split = memory.default_split(layers, [free or 0 for free in free_bytes(where, basis)])
+    placement = Placement(gpu_layers=layers, layers=layers, split=tuple(split))
+    estimate = memory.itemise(where, *build, chosen.engine, chosen.workload, placement, basis)
+    held = all(d.headroom_bytes is None or d.headroom_bytes >= 0 for d in estimate.devices if d.device != "host")
+    return (placement, estimate) if held else None
 
 
 def is_resident(placement: Placement) -> bool:

@@ -8,8 +8,10 @@ from typing import Literal
 
 from provision.domain.hardware import Accelerator, AcceleratorSpec, Machine, MemoryKind, MemoryPool
 from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, ModelTask, Quantization
+from provision.domain.measurement import LocalMeasurement
 from provision.domain.plan import Candidate, CapacityBasis, Rejection, Speed, Workload
 from provision.sizing import placing
+from provision.sizing.calibration import calibrated
 from provision.sizing.choice import largest_context_tokens
 from provision.sizing.placing import Build, Placed
 from provision.sizing.remarks import does_not_fit, findings, refusal
@@ -18,13 +20,13 @@ from provision.sizing.speed import EfficiencyOf, speed
 Preference = Literal["balanced", "quality", "speed", "context"]
 
 RANKED_BY: dict[Preference, str] = {
-    "balanced": "what stays on the accelerators first, then what is fast enough to read along for every user, then the "
-    "larger model, then the better quantization",
-    "quality": "what is fast enough to read along for every user first, on the accelerators or not, then the larger "
-    "model, then the better quantization",
-    "speed": "tokens/s for each user, whatever the size of the model",
-    "context": "the longest context that stays on the accelerators, then the larger model, then the better "
-    "quantization",
+    "balanced": "what stays on the accelerators first, then what is fast enough to read along for every user, then "
+    "four bits or more, then the larger model, then the better quantization",
+    "quality": "what is fast enough to read along for every user first, on the accelerators or not, then four bits "
+    "or more, then the larger model, then the better quantization",
+    "speed": "four bits or more, then tokens/s for each user, whatever the size of the model",
+    "context": "the longest context that stays on the accelerators, then four bits or more, then the larger model, "
+    "then the better quantization",
 }
 """What each order optimises, in words; text models come before embedding models in all of them."""
 
@@ -41,14 +43,16 @@ def assess(
     workload: Workload,
     efficiency_of: EfficiencyOf,
     basis: CapacityBasis = "total",
+    measured_here: Sequence[LocalMeasurement] = (),
 ) -> Candidate:
     """Place one build on `machine`, itemise and predict it: the one function behind `estimate`, `plan` and the rest.
 
-    `fits` says whether the memory holds it; the speed is given either way.
+    `fits` says whether the memory holds it; the speed is given either way. What was measured on this machine outranks
+    what the fit says.
     """
     triple = (model, build, quantization)
     placed = placing.place(machine, triple, engine, workload, basis)
-    return predicted(machine, triple, engine, workload, placed, efficiency_of)
+    return predicted(machine, triple, engine, workload, placed, efficiency_of, measured_here)
 
 
 def predicted(
@@ -58,13 +62,15 @@ def predicted(
     workload: Workload,
     placed: Placed,
     efficiency_of: EfficiencyOf,
+    measured_here: Sequence[LocalMeasurement] = (),
 ) -> Candidate:
     """`placed` with its speed and its findings."""
-    model, built, _ = build
     served = placed.launch.workload
-    rates = speed(machine, model, built, engine.id, placed.placement, placed.memory, served, efficiency_of)
+    rates = speed(machine, *build, engine.id, placed.placement, served, efficiency_of)
+    if rates is not None and measured_here:
+        rates = calibrated(rates, build[0].id, build[1].quantization, engine.id, measured_here)
     candidate = _candidate(build, engine, workload, placed, rates)
-    found = findings(machine, model, candidate, engine, workload)
+    found = findings(machine, build[0], candidate, engine, workload)
     return replace(candidate, findings=found) if found else candidate
 
 
@@ -153,11 +159,13 @@ def planned_accelerator(spec: AcceleratorSpec, index: int) -> Accelerator:
         name=spec.name,
         catalog_id=spec.id,
         device_class=spec.device_class,
+        architecture=spec.architecture,
         memory_kind=spec.memory_kind,
         memory=None
         if unified
         else MemoryPool(total_bytes=total, bandwidth_bytes_per_s=spec.memory_bandwidth_bytes_per_s),
         fp16_flops_per_s=spec.fp16_flops_per_s,
+        fp32_flops_per_s=spec.fp32_flops_per_s,
         power_limit_w=spec.power_limit_w,
         pcie=spec.pcie,
     )
@@ -168,6 +176,10 @@ def is_resident(candidate: Candidate) -> bool:
     return placing.is_resident(candidate.placement)
 
 
+FOUR_BIT_RANK = 40
+"""Of Q4_0. A larger model in less than four bits goes after a smaller one in four: it loses more than it gains."""
+
+
 def _rank(
     machine: Machine, candidate: Candidate, model: ModelSpec, quantization: Quantization, prefer: Preference
 ) -> tuple[float, ...]:
@@ -175,8 +187,9 @@ def _rank(
     per_user = system / candidate.users
     resident = bool(machine.accelerators) and is_resident(candidate)
     is_text = float(model.task is ModelTask.TEXT)
+    in_four_bits = float(quantization.rank >= FOUR_BIT_RANK)
     if prefer == "speed":
-        return (is_text, per_user, float(model.parameters or 0), float(quantization.rank))
+        return (is_text, in_four_bits, per_user, float(model.parameters or 0), float(quantization.rank))
     usable = per_user >= _READING_TOKENS_PER_S or (resident and prefer != "quality")
     first = {
         "balanced": (float(resident), float(usable)),
@@ -186,6 +199,7 @@ def _rank(
     return (
         is_text,
         *first,
+        in_four_bits,
         float(model.parameters or 0) if usable else 0.0,
         float(quantization.rank) if usable else 0.0,
         per_user,

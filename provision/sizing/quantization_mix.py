@@ -8,6 +8,7 @@ recipes (`UD-*`, `*_XL`, ik_llama.cpp's mixes) have no definite rule, so their l
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 BLOCK = {
     "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (32, 34), "Q4_0": (32, 18), "Q4_1": (32, 20),
@@ -142,10 +143,18 @@ def layer_type(mix: str, shape: MixShape, role: str, layer: int, *, order: int |
     return base
 
 
-def layer_class(mix: str, shape: MixShape, layer: int) -> tuple[str, ...]:
-    """Layers of one class have the same type for every role: those roles whose type any mix varies from layer to layer
-    are named."""
-    return tuple(layer_type(mix, shape, role, layer) for role in ("v", "down", "up"))
+@lru_cache(maxsize=2048)
+def layer_classes(mix: str, layers: int) -> tuple[int, ...]:
+    """For each layer its class: layers of one class have the same type for every role, whatever else the shape is."""
+    eighth = layers // 8
+    if mix in ("Q4_K_M", "Q5_K_M"):
+        return tuple(int(_more_bits(layer, layers)) for layer in range(layers))
+    if mix == "IQ3_M":
+        return tuple(2 * (layer < eighth) + _more_bits(layer, layers) for layer in range(layers))
+    bounds = {"Q3_K_M": (2, layers // 16), "Q4_K_S": (4, eighth), "IQ3_XS": (eighth, 7 * layers // 8)}.get(
+        mix, (eighth,) if mix in _TINY or mix == "Q2_K_S" else ()
+    )
+    return tuple(sum(layer >= bound for bound in bounds) for layer in range(layers))
 
 
 def _more_bits(layer: int, layers: int) -> bool:

@@ -32,53 +32,76 @@ def refusal(
 ) -> Rejection | None:
     """What can be judged without placing anything."""
 
-    def because(
-        reason: RejectionReason, message: str, *, shortfall: int | None = None, hint: str | None = None
-    ) -> Rejection:
-        return Rejection(
-            model=model.id,
-            quantization=build.quantization,
-            engine=engine.id,
-            reason=reason,
-            shortfall_bytes=shortfall,
-            message=message,
-            hint=hint,
-        )
-
     if quantization.container not in engine.containers:
-        return because(
+        return _because(
+            model,
+            build,
+            engine,
             RejectionReason.ENGINE_CANNOT_LOAD,
             f"{engine.id} {engine.version} does not load {quantization.container} files",
             hint="--engine ollama" if quantization.container == "gguf" else "--engine vllm",
         )
     if workload.kv_cache_type not in engine.kv_cache_types:
-        return because(
+        return _because(
+            model,
+            build,
+            engine,
             RejectionReason.ENGINE_CANNOT_LOAD,
             f"{engine.id} {engine.version} has no {workload.kv_cache_type} KV cache",
             hint=f"--kv-cache {engine.kv_cache_types[-1]}",
         )
     if engine.id == "ollama" and build.ollama_tag is None:
-        return because(
+        return _because(
+            model,
+            build,
+            engine,
             RejectionReason.NOT_PUBLISHED,
             "Ollama's library has no tag for this build that is known",
             hint="another --quant, or --engine llamacpp",
         )
     # Embedding models are sized for what they can take; requests are cut to it.
     if workload.context_tokens > model.context_tokens_max and model.task is not ModelTask.EMBEDDING:
-        return because(
+        return _because(
+            model,
+            build,
+            engine,
             RejectionReason.CONTEXT_TOO_LONG,
             f"{model.id} was trained for {format_tokens(model.context_tokens_max)} tokens of context, "
             f"{format_tokens(workload.context_tokens)} asked for",
             hint=f"--context {model.context_tokens_max}",
         )
     if disk_free_bytes is not None and build.weights_bytes > disk_free_bytes:
-        return because(
+        return _because(
+            model,
+            build,
+            engine,
             RejectionReason.DISK_TOO_SMALL,
             f"the download of {format_bytes(build.weights_bytes)} exceeds the {format_bytes(disk_free_bytes)} "
             "free at the model path",
             shortfall=build.weights_bytes - disk_free_bytes,
         )
     return None
+
+
+def _because(
+    model: ModelSpec,
+    build: ModelBuild,
+    engine: EngineSpec,
+    reason: RejectionReason,
+    message: str,
+    *,
+    shortfall: int | None = None,
+    hint: str | None = None,
+) -> Rejection:
+    return Rejection(
+        model=model.id,
+        quantization=build.quantization,
+        engine=engine.id,
+        reason=reason,
+        shortfall_bytes=shortfall,
+        message=message,
+        hint=hint,
+    )
 
 
 def does_not_fit(machine: Machine, candidate: Candidate, engine: EngineSpec, workload: Workload) -> Rejection:
@@ -114,6 +137,8 @@ def does_not_fit(machine: Machine, candidate: Candidate, engine: EngineSpec, wor
         (d for d in candidate.memory.devices if d.headroom_bytes is not None), key=lambda d: d.headroom_bytes or 0
     )
     layers = f"; {placement.gpu_layers} of {placement.layers} layers would be on accelerators"
+    if placement.expert_layers_on_host:
+        layers += f", the experts of {placement.expert_layers_on_host} of them not"
     return because(
         RejectionReason.DOES_NOT_FIT,
         f"needs {format_bytes(worst.total_bytes)} on {worst.name}, which has {format_bytes(worst.capacity_bytes)}"
@@ -127,7 +152,7 @@ def findings(
 ) -> tuple[Finding, ...]:
     """Remarks on one candidate that need no further placement."""
     found = []
-    if machine.accelerators and not is_resident(candidate.placement):
+    if machine.accelerators and engine.partial_offload and not is_resident(candidate.placement):
         found.append(_partial_offload(machine, candidate))
     if candidate.slots is not None and model.task is ModelTask.TEXT:
         found.append(_serial(model, candidate, engine))

@@ -156,8 +156,9 @@ def weight_shapes(model: ModelSpec) -> WeightShapes:
     """Every matrix of `model` from its shape. What its published parameter count has besides is `rest`, or, in models
     with recurrent layers, whose shapes records do not hold, `state`.
 
-    A feed-forward part has three matrices (gate, up, down) unless the parameter count has no room for them. A mixture
-    of experts of unknown make-up counts everything but attention and tables as experts.
+    A feed-forward part has three matrices (gate, up, down) unless the parameter count has no room for them. Of a
+    mixture of experts whose make-up is not known, or does not go into the count, all but attention and tables is
+    experts.
     """
     key = _Shape(
         model.hidden_size,
@@ -192,6 +193,9 @@ def _weight_shapes(model: _Shape) -> WeightShapes:
     shapes = _counted(model, feed_forward_matrices=3)
     if model.parameters is not None and _weights(shapes) > model.parameters:
         shapes = _counted(model, feed_forward_matrices=2)
+    if model.parameters is not None and _weights(shapes) > model.parameters and model.experts is not None:
+        # Not every layer has experts: how many do is not recorded, so what the count leaves is theirs.
+        shapes = _counted(model._replace(experts=None, feed_forward=None), feed_forward_matrices=3)
     return shapes
 
 
@@ -208,7 +212,8 @@ def _counted(model: _Shape, feed_forward_matrices: int) -> WeightShapes:
         if isinstance(group, AttentionLayers):
             query = _matrix(heads * group.key_dim, hidden) + _matrix(hidden, heads * group.value_dim)
             pair = _matrix(group.kv_heads * group.key_dim, hidden) + _matrix(group.kv_heads * group.value_dim, hidden)
-            split, key_value = split + query.times(group.count), key_value + pair.times(group.count)
+            split += query.times(group.count)
+            key_value += pair.times(group.count if group.kv_heads else 0)
         elif isinstance(group, LatentAttentionLayers) and group.key_dim and group.value_dim:
             rank = group.query_rank
             up = heads * (group.key_dim - group.rope_dim + group.value_dim)
@@ -234,8 +239,8 @@ def _counted(model: _Shape, feed_forward_matrices: int) -> WeightShapes:
             dense = _feed_forward(hidden, model.feed_forward, feed_forward_matrices)
             split += dense.times(mixture.dense_layers)
         rest += hidden * mixture.count * sparse_layers
-    elif model.active_parameters is not None:
-        experts = Matrices(weights=max(0, (model.parameters or known) - known))
+    elif model.active_parameters is not None and model.parameters is not None:
+        experts = Matrices(weights=max(0, model.parameters - known))
     elif model.feed_forward:
         split += _feed_forward(hidden, model.feed_forward, feed_forward_matrices).times(layer_count)
     shapes = WeightShapes(split, key_value, copied, experts, Matrices(), latent_up, table, tied, rest)

@@ -18,9 +18,9 @@ estimate.
 
 from __future__ import annotations
 
-from provision.domain.llm import ModelSpec
 from provision.domain.plan import Candidate, Speculation, SpeedRange
-from provision.sizing.speed import active_ratio
+from provision.sizing.demand import traffic
+from provision.sizing.placing import Build
 
 ACCEPTANCE_LOW, ACCEPTANCE, ACCEPTANCE_HIGH = 0.6, 0.75, 0.9
 
@@ -44,16 +44,15 @@ def speedup(acceptance: float, draft_tokens: int, draft_cost: float, verify_cost
     return tokens_per_round(acceptance, draft_tokens) / (draft_tokens * draft_cost + verify_cost)
 
 
-def speculate(model: ModelSpec, target: Candidate, draft: Candidate, draft_tokens: int) -> Speculation | None:
+def speculate(build: Build, target: Candidate, draft: Candidate, draft_tokens: int) -> Speculation | None:
     """What `draft` brings to one user of `target`, both placed side by side; None where a speed is not known."""
     if target.speed is None or draft.speed is None:
         return None
     alone = target.speed.decode_tokens_per_s
     draft_cost = alone.expected / draft.speed.decode_tokens_per_s.expected
-    verify_cost = 1.0
-    if model.active_parameters is not None:
-        # The further experts of k + 1 tokens that go their own ways: at most, because neighbours often share.
-        verify_cost = active_ratio(model, draft_tokens + 1) / active_ratio(model)
+    # The further experts of k + 1 tokens that go their own ways: at most, because neighbours often share.
+    moved = traffic(*build)
+    verify_cost = moved.weights_bytes(draft_tokens + 1) / moved.weights_bytes()
     prefill = target.speed.prefill_tokens_per_s
     if prefill is not None:
         verify_cost += draft_tokens * alone.expected / prefill.expected

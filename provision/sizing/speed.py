@@ -1,93 +1,154 @@
 """How fast: the physical limit, and what engines have been measured to reach of it.
 
-Decode is bound by memory: one token streams the weights and the cache once. With several resources (cards in layer
-split, host memory under partial offload) the times add up, because llama.cpp runs the layers one after the other.
+Decode is bound by memory: one token streams the active weights and the cache once. With several resources (cards in
+layer split, host memory under partial offload) the times add up, because llama.cpp runs the layers one after the other.
 
     ceiling   1 / sum(bytes_i / bandwidth_i)
-    expected  1 / (sum(slowdown_i x bytes_i / bandwidth_i) + overhead)
+    expected  1 / sum(coefficient_t x demand_t)
 
-`slowdown` and `overhead` come from the catalog's fit on published measurements (catalog/efficiency.toml), by class of
-device and family of quantization; so do the ratios of the 80 % interval. Bytes are the whole published weight file,
-the input embedding table included, exactly as in the fit: for models that do not tie it, a strict limit would be
-higher by that table's share (6 % for Llama 3.1 8B).
+The demands are physical quantities in seconds (`demand.py`), the coefficients come from the catalog's fit on published
+measurements (`efficiency.py`, catalog/efficiency.toml), and so do the ratios of the 80 % interval. The ceiling counts
+the whole published weight file, input embedding table included; the expected value what is really streamed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import sqrt
 
 from provision.domain.hardware import Machine
-from provision.domain.llm import Efficiency, ModelBuild, ModelSpec, ModelTask
-from provision.domain.plan import BoundBy, MemoryEstimate, Placement, Speed, SpeedRange, Workload
-from provision.sizing.memory import kv_bytes_per_token_at
+from provision.domain.llm import ModelBuild, ModelSpec, ModelTask, Precision, Quantization, StateLayers
+from provision.domain.plan import Basis, BoundBy, Placement, Speed, SpeedRange, Workload
+from provision.sizing.concurrency import system_output
+from provision.sizing.demand import Demand, Share, Traffic, decode_demands, prompt_demands, seconds, traffic
+from provision.sizing.efficiency import (
+    HOST_CLASS,
+    Coefficients,
+    EfficiencyModel,
+    EfficiencyOf,
+    Interval,
+    Kernel,
+    backend_of,
+    efficiency_lookup,
+    family_of,
+    interval_groups,
+    is_moe,
+)
+from provision.sizing.memory import KV_BYTES_PER_VALUE
 
-EfficiencyOf = Callable[[str, str, str], Efficiency | None]
-"""(device class, engine, quantization family) to the fitted record, or None where nothing was measured."""
+__all__ = ["EfficiencyOf", "Setup", "decode_ceiling_tokens_per_s", "efficiency_lookup", "prepare", "speed"]
 
-HOST_CLASS = "cpu"
+_RATE_OF_FAMILY = {"fp8": 2.0, "q8": 2.0, "q4_0": 2.0, "q45": 2.0, "q6": 2.0, "q23": 2.0, "iq": 2.0, "nvfp4": 4.0}
+"""Prompt arithmetic may run at this multiple of the FP16 rate: in 8-bit integers, FP8 or FP4."""
 
-_BATCHING_LOW, _BATCHING_HIGH = 0.5, 1.1
-"""Width of the estimate for many users, relative to the roofline of the batch: public data on it is thin."""
+HOST_FLOPS_PER_BYTE = 10.0
+"""Arithmetic of CPUs is not in the catalog: taken from what is usual beside a memory of that bandwidth."""
+
+_VECTOR_RATE = 4.0
+"""Four 8-bit products per FP32 lane (dp4a): the most that parts without matrix units can do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
-    """What one decode step reads through one memory bus."""
+class Setup:
+    """One build on one machine under one engine, ready to be asked for steps: what all figures are worked out from."""
 
-    weights_bytes: float
-    kv_bytes: float
-    bandwidth_bytes_per_s: float
-    efficiency: Efficiency | None
-    is_host: bool
+    work: Traffic
+    shares: tuple[Share, ...]
+    coefficients: dict[Kernel, Coefficients]
+    efficiency: EfficiencyModel
+    devices: int
+    partial: bool
+    kv_bytes_per_value: float
+    family: str
+    sized: bool
+    """Whether the size of the weights is a published file's, not an estimate."""
+    batch_tokens: int = 512
 
     @property
-    def limit_s(self) -> float:
-        return (self.weights_bytes + self.kv_bytes) / self.bandwidth_bytes_per_s
+    def main(self) -> Share:
+        """The share that takes longest to stream, which the interval and the origin are told by."""
+        return max(self.shares, key=lambda s: s.weights_bytes(self.work) / s.bandwidth_bytes_per_s)
 
+    @property
+    def measured(self) -> bool:
+        return all(c.measured for k, c in self.coefficients.items() if k.device_class != HOST_CLASS or not self.partial)
 
-def efficiency_family(model: ModelSpec, quantization: str) -> str:
-    """Families that the fit tells apart: unquantized kernels reach more of the bandwidth; routing to experts takes time
-    that does not shrink with the bytes."""
-    if model.active_parameters is not None:
-        return "moe"
-    return "f16" if quantization.upper() in ("F16", "BF16", "FP16") else "quantized"
+    @property
+    def basis(self) -> Basis:
+        return "measured_elsewhere" if self.measured and not self.partial else "computed"
 
+    def interval(self, measure: str) -> Interval:
+        groups = interval_groups(self.shares[0].kernel, self.measured, devices=self.devices, partial=self.partial)
+        return self.efficiency.interval(measure, groups)
 
-def active_ratio(model: ModelSpec, users: int = 1) -> float:
-    """Share of the weights that one decode step of `users` reads: all of a dense model; of a mixture of experts what
-    one token activates, and for several users what independent tokens activate together."""
-    if model.active_parameters is None or model.parameters is None:
-        return 1.0
-    return 1.0 - (1.0 - model.active_parameters / model.parameters) ** users
+    def step_demands(self, depth_tokens: float, users: float = 1.0) -> list[Demand]:
+        return decode_demands(self.work, self.shares, depth_tokens, self.kv_bytes_per_value, users)
 
+    def prompt_demands(
+        self, prompt_tokens: float, depth_tokens: float = 0.0, prompts: float = 1.0
+    ) -> list[Demand] | None:
+        return prompt_demands(self.work, self.shares, prompt_tokens, depth_tokens, self.batch_tokens, prompts)
 
-def efficiency_lookup(records: Iterable[Efficiency]) -> EfficiencyOf:
-    """Look-up over the catalog's records; `any` stands for every engine, or dense family, without its own record.
+    def step_s(self, depth_tokens: float, users: float = 1.0) -> float:
+        """Expected seconds of one step in which each of `users` gets a token."""
+        return seconds(self.step_demands(depth_tokens, users), self.coefficients)
 
-    A mixture of experts is never predicted from a dense fit: that has been wrong by several times.
-    """
-    table = {(r.device_class, r.engine, r.quantization_family): r for r in records}
+    def limit_s(self, depth_tokens: float, users: float = 1.0) -> float:
+        """Least possible seconds of that step: everything streamed once at the full bandwidth.
 
-    def find(device_class: str, engine: str, family: str) -> Efficiency | None:
-        families = (family,) if family == "moe" else (family, "any")
-        for key in ((name, kind) for name in (engine, "any") for kind in families):
-            found = table.get((device_class, *key))
-            if found is not None:
-                return found
-        return None
+        For several users it grants that all tokens go to the same experts.
+        """
+        cache = self.work.cache_bytes(depth_tokens, self.kv_bytes_per_value) * users
+        work = self.work
+        streamed = work.weights_bytes() or 1.0
+        scale = work.limit_bytes / streamed
+        return sum(
+            (share.weights_bytes(work) * scale + share.layers * cache / share.devices) / share.bandwidth_bytes_per_s
+            for share in self.shares
+        )
 
-    return find
+    def prompt_s(self, prompt_tokens: float, depth_tokens: float = 0.0, prompts: float = 1.0) -> float | None:
+        """Expected seconds to read `prompts` prompts; None where a device's rate is not known."""
+        demands = self.prompt_demands(prompt_tokens, depth_tokens, prompts)
+        return None if demands is None else seconds(demands, self.coefficients)
+
+    def prompt_limit_s(self, prompt_tokens: float) -> float | None:
+        """Least possible: twice the active parameters in operations per token at the fastest rate of the device."""
+        if not self.work.active_parameters:
+            return None
+        total = 0.0
+        for share in self.shares:
+            rate = max(share.fp16_flops_per_s or 0.0, 0.0) * _RATE_OF_FAMILY.get(self.family, 1.0)
+            rate = max(rate, _VECTOR_RATE * (share.fp32_flops_per_s or 0.0))
+            if not rate:
+                return None
+            part = (share.layers + share.experts) / 2
+            total += 2 * self.work.active_parameters * part * prompt_tokens / rate / share.devices
+        return total
+
+    def bound_by(self, depth_tokens: float) -> BoundBy:
+        """What takes the largest part of a step."""
+        sums: dict[BoundBy, float] = {"bandwidth": 0.0, "compute": 0.0, "interconnect": 0.0, "host_memory": 0.0}
+        hosts = {share.kernel for share in self.shares if share.is_host}
+        for demand in self.step_demands(depth_tokens):
+            term, kernel, _ = demand
+            kind: BoundBy = "bandwidth"
+            if term in ("compute", "batch"):
+                kind = "compute"
+            elif term in ("sync", "hop"):
+                kind = "interconnect"
+            if kind == "bandwidth" and kernel in hosts:
+                kind = "host_memory"
+            sums[kind] += seconds([demand], self.coefficients)
+        return max(sums, key=lambda kind: sums[kind])
 
 
 def speed(
     machine: Machine,
     model: ModelSpec,
     build: ModelBuild,
+    quantization: Quantization,
     engine: str,
     placement: Placement,
-    memory: MemoryEstimate,
     workload: Workload,
     efficiency_of: EfficiencyOf,
 ) -> Speed | None:
@@ -98,17 +159,17 @@ def speed(
     """
     if model.task is ModelTask.EMBEDDING:
         return None
-    streams = _streams(machine, model, build, engine, placement, workload, efficiency_of)
-    if streams is None or any(s.efficiency is None for s in streams):
+    setup = prepare(machine, model, build, quantization, engine, placement, efficiency_of, workload.kv_cache_type)
+    if setup is None:
         return None
-    decode = _decode(streams)
-    prefill = _prefill(machine, model, build, engine, placement, efficiency_of)
-    ttft = _ttft(prefill, decode, workload)
+    depth = workload.mean_depth_tokens
+    decode = decode_range(setup, depth)
+    prefill = prefill_range(setup, workload.prompt_tokens)
     return Speed(
         decode_tokens_per_s=decode,
         prefill_tokens_per_s=prefill,
-        ttft_s=ttft,
-        system_output_tokens_per_s=_system(streams, decode, prefill, model, workload),
+        ttft_s=_ttft(prefill, decode, workload),
+        system_output_tokens_per_s=system_output(setup, decode, prefill, depth, workload.users),
     )
 
 
@@ -117,91 +178,141 @@ def decode_ceiling_tokens_per_s(bytes_per_token: float, bandwidth_bytes_per_s: f
     return bandwidth_bytes_per_s / bytes_per_token
 
 
-def _streams(
+def prepare(
     machine: Machine,
     model: ModelSpec,
     build: ModelBuild,
+    quantization: Quantization,
     engine: str,
     placement: Placement,
-    workload: Workload,
     efficiency_of: EfficiencyOf,
-) -> list[Stream] | None:
-    """Bytes per token by memory bus, or None where a bandwidth in use is unknown."""
-    family = efficiency_family(model, build.quantization)
-    weights = build.weights_bytes * active_ratio(model)
-    kv = kv_bytes_per_token_at(model, workload, workload.mean_depth_tokens)
-    streams = []
-    for index, count in enumerate(placement.split):
-        if count == 0:
-            continue
+    kv_cache_type: str = "f16",
+    *,
+    backend: str | None = None,
+    attention: str = "flash",
+    era: str = "current",
+    batch_tokens: int = 512,
+) -> Setup | None:
+    """Who carries what; None where a bandwidth in use is unknown or nothing of a device's class was measured."""
+    family = family_of(quantization.id)
+    moe = "moe" if is_moe(model) else "dense"
+    shape = "hybrid" if any(isinstance(group, StateLayers) for group in model.layers) else "transformer"
+
+    def kernel(device_class: str, vendor: str, architecture: str, device: str, bandwidth: float, on: str) -> Kernel:
+        return Kernel(
+            device_class, vendor, architecture, device, engine, on, family, moe, attention, era, shape, bandwidth
+        )
+
+    shares: list[Share] = []
+    on_host = placement.expert_layers_on_host / max(1, placement.layers)
+    used = [(index, count) for index, count in enumerate(placement.split) if count]
+    parallel = placement.tensor_parallel if placement.tensor_parallel > 1 else 1
+    output_on_host = placement.output_on_host or not used
+    for position, (index, count) in enumerate(used[:1] if parallel > 1 else used):
         accelerator = machine.accelerators[index]
         bandwidth = machine.pool_of(accelerator).bandwidth_bytes_per_s
-        if bandwidth is None:
+        if bandwidth is None or accelerator.device_class is None:
             return None
-        share = count / placement.layers
-        efficiency = efficiency_of(accelerator.device_class, engine, family) if accelerator.device_class else None
-        streams.append(Stream(weights * share, kv * share, bandwidth, efficiency, is_host=False))
-    host_layers = placement.layers - placement.gpu_layers
-    if host_layers:
+        part = (placement.gpu_layers if parallel > 1 else count) / placement.layers
+        share = Share(
+            kernel=kernel(
+                accelerator.device_class,
+                accelerator.vendor,
+                accelerator.architecture or "",
+                accelerator.catalog_id or "",
+                bandwidth,
+                backend or backend_of(accelerator.vendor, engine),
+            ),
+            bandwidth_bytes_per_s=bandwidth,
+            fp32_flops_per_s=accelerator.fp32_flops_per_s,
+            fp16_flops_per_s=accelerator.fp16_flops_per_s,
+            layers=part,
+            experts=max(0.0, part - on_host * part / max(part, placement.gpu_layers / placement.layers)),
+            output=0.0 if output_on_host or (parallel == 1 and position < len(used) - 1) else 1.0,
+            link_bytes_per_s=link_bytes_per_s(accelerator.pcie),
+            devices=parallel,
+        )
+        shares.append(share)
+    host_layers = 1 - placement.gpu_layers / placement.layers
+    if host_layers > 0 or on_host > 0 or output_on_host:
         bandwidth = machine.memory.bandwidth_bytes_per_s
         if bandwidth is None:
             return None
-        share = host_layers / placement.layers
-        streams.append(
-            Stream(weights * share, kv * share, bandwidth, efficiency_of(HOST_CLASS, engine, family), is_host=True)
+        architecture = machine.cpu.architecture if machine.cpu and machine.cpu.architecture else ""
+        processor = machine.cpu.model if machine.cpu and machine.cpu.model else ""
+        shares.append(
+            Share(
+                kernel=kernel(HOST_CLASS, "cpu", architecture, processor, bandwidth, "cpu"),
+                bandwidth_bytes_per_s=bandwidth,
+                fp32_flops_per_s=None,
+                fp16_flops_per_s=HOST_FLOPS_PER_BYTE * bandwidth,
+                layers=host_layers,
+                experts=min(1.0, host_layers + on_host),
+                output=1.0 if output_on_host else 0.0,
+                is_host=True,
+            )
         )
-    return streams
-
-
-def _decode(streams: list[Stream]) -> SpeedRange:
-    limit_s = sum(s.limit_s for s in streams)
-    times = [s.efficiency.slowdown * s.limit_s for s in streams if s.efficiency]
-    overhead_s = max(s.efficiency.overhead_s for s in streams if s.efficiency)
-    expected_s = sum(times) + overhead_s
-    ceiling = 1 / limit_s
-    expected = min(1 / expected_s, ceiling)
-    # Each resource's own uncertainty, weighted by the time it takes.
-    total = sum(times)
-    low_ratio = 1 / sum(t / total / s.efficiency.low_ratio for t, s in zip(times, streams, strict=True) if s.efficiency)
-    high_ratio = 1 / sum(
-        t / total / s.efficiency.high_ratio for t, s in zip(times, streams, strict=True) if s.efficiency
-    )
-    slowest = max(zip(times, streams, strict=True), key=lambda pair: pair[0])[1]
-    bound: BoundBy = "host_memory" if slowest.is_host else "bandwidth"
-    return _range(expected, expected * low_ratio, min(expected * high_ratio, ceiling), ceiling, bound)
-
-
-def _prefill(
-    machine: Machine,
-    model: ModelSpec,
-    build: ModelBuild,
-    engine: str,
-    placement: Placement,
-    efficiency_of: EfficiencyOf,
-) -> SpeedRange | None:
-    """Prompt tokens per second when everything is on accelerators: 2 x active parameters operations per token.
-
-    In layer split one card works at a time. None under partial offload, on CPUs and where the matrix rate is unknown.
-    """
-    parameters = model.active_parameters or model.parameters
-    if placement.gpu_layers < placement.layers or parameters is None:
-        return None
-    seconds_per_token, limit_s, low, high = 0.0, 0.0, 1.0, 1.0
-    for index, count in enumerate(placement.split):
-        if count == 0:
-            continue
-        accelerator = machine.accelerators[index]
-        family = efficiency_family(model, build.quantization)
-        efficiency = efficiency_of(accelerator.device_class, engine, family) if accelerator.device_class else None
-        if accelerator.fp16_flops_per_s is None or efficiency is None or efficiency.prefill_ratio is None:
+    coefficients: dict[Kernel, Coefficients] = {}
+    for share in shares:
+        found = efficiency_of(share.kernel)
+        if found is None:
             return None
-        share_s = 2 * parameters * count / placement.layers / accelerator.fp16_flops_per_s
-        limit_s += share_s
-        seconds_per_token += share_s / efficiency.prefill_ratio
-        low = min(low, efficiency.prefill_low_ratio or 1.0)
-        high = max(high, efficiency.prefill_high_ratio or 1.0)
-    expected, ceiling = 1 / seconds_per_token, 1 / limit_s
-    return _range(expected, expected * low, min(expected * high, ceiling), ceiling, "compute")
+        coefficients[share.kernel] = found
+    return Setup(
+        work=traffic(model, build, quantization),
+        shares=tuple(shares),
+        coefficients=coefficients,
+        efficiency=efficiency_of,
+        devices=max(parallel, len(used)),
+        partial=bool(used) and (host_layers > 0 or on_host > 0),
+        kv_bytes_per_value=KV_BYTES_PER_VALUE.get(kv_cache_type, 2.0),
+        family=family,
+        sized=build.precision is not Precision.ROUNDED,
+        batch_tokens=batch_tokens,
+    )
+
+
+def decode_range(setup: Setup, depth_tokens: float) -> SpeedRange:
+    """One user's tokens per second behind that many tokens of context."""
+    ceiling = 1 / setup.limit_s(depth_tokens)
+    expected = min(1 / setup.step_s(depth_tokens), ceiling)
+    return ranged(setup, "decode", expected, ceiling, setup.bound_by(depth_tokens))
+
+
+def prefill_range(setup: Setup, prompt_tokens: float, depth_tokens: float = 0.0) -> SpeedRange | None:
+    """Prompt tokens per second; None where a device's rate of arithmetic is not known."""
+    prompt = max(1.0, prompt_tokens)
+    expected_s, limit_s = setup.prompt_s(prompt, depth_tokens), setup.prompt_limit_s(prompt)
+    if expected_s is None or limit_s is None:
+        return None
+    ceiling = prompt / limit_s
+    return ranged(setup, "prefill", min(prompt / expected_s, ceiling), ceiling, "compute")
+
+
+def ranged(setup: Setup, measure: str, expected: float, ceiling: float, bound_by: BoundBy) -> SpeedRange:
+    """With the interval of the setup's group, cut at the ceiling."""
+    interval = setup.interval(measure)
+    expected = min(expected, ceiling)
+    return SpeedRange(
+        expected=expected,
+        low=min(expected * interval.low_ratio, expected),
+        high=max(min(expected * interval.high_ratio, ceiling), expected),
+        ceiling=ceiling,
+        basis=setup.basis,
+        bound_by=bound_by,
+    )
+
+
+_PCIE_LANE_BYTES_PER_S = {"2.0": 0.5e9, "3.0": 0.985e9, "4.0": 1.969e9, "5.0": 3.938e9, "6.0": 7.563e9}
+"""After line coding, per direction."""
+
+
+def link_bytes_per_s(pcie: str | None) -> float | None:
+    """Of "PCIe 4.0 x16" per direction; None for what is not written so."""
+    words = (pcie or "").split()
+    if len(words) != 3 or words[1] not in _PCIE_LANE_BYTES_PER_S or not words[2][1:].isdigit():
+        return None
+    return _PCIE_LANE_BYTES_PER_S[words[1]] * int(words[2][1:])
 
 
 def _ttft(prefill: SpeedRange | None, decode: SpeedRange, workload: Workload) -> SpeedRange | None:
@@ -216,52 +327,6 @@ def _ttft(prefill: SpeedRange | None, decode: SpeedRange, workload: Workload) ->
         low=prompt / prefill.high + 1 / decode.high,
         high=prompt / prefill.low + 1 / decode.low,
         ceiling=prompt / prefill.ceiling + 1 / decode.ceiling if prefill.ceiling and decode.ceiling else None,
-        basis="computed",
+        basis=prefill.basis,
         bound_by="compute",
-    )
-
-
-def _system(
-    streams: list[Stream], decode: SpeedRange, prefill: SpeedRange | None, model: ModelSpec, workload: Workload
-) -> SpeedRange:
-    """Output of all users together, decoding in one batch: weights are read once a step, each user's cache separately.
-
-    Each further user also costs its own arithmetic, at the rate that prefill reaches where that is known, and in a
-    mixture of experts the further experts that its tokens need.
-    """
-    users = workload.users
-    if users == 1:
-        return decode
-    experts = active_ratio(model, users) / active_ratio(model) - 1
-    extra_s = sum(
-        s.efficiency.slowdown * (experts * s.weights_bytes + (users - 1) * s.kv_bytes) / s.bandwidth_bytes_per_s
-        for s in streams
-        if s.efficiency
-    )
-    # The limit grants that all users' tokens go to the same experts.
-    limit_s = sum((s.weights_bytes + users * s.kv_bytes) / s.bandwidth_bytes_per_s for s in streams)
-    if prefill and prefill.ceiling:
-        limit_s = max(limit_s, users / prefill.ceiling)
-    ceiling = users / limit_s
-    step_s = 1 / decode.expected + extra_s
-    if prefill is None or any(s.is_host for s in streams):
-        # How much arithmetic a batch costs is not known: between no gain at all and all that memory allows.
-        most = min(users / step_s, ceiling)
-        expected = sqrt(decode.expected * most)
-        return _range(expected, min(decode.low, expected), most, ceiling, decode.bound_by)
-    arithmetic_s = (users - 1) / prefill.expected
-    expected = min(users / (step_s + arithmetic_s), ceiling)
-    bound: BoundBy = "compute" if arithmetic_s > 1 / decode.expected else decode.bound_by
-    return _range(expected, expected * _BATCHING_LOW, min(expected * _BATCHING_HIGH, ceiling), ceiling, bound)
-
-
-def _range(expected: float, low: float, high: float, ceiling: float, bound_by: BoundBy) -> SpeedRange:
-    expected = min(expected, ceiling)
-    return SpeedRange(
-        expected=expected,
-        low=min(low, expected),
-        high=max(high, expected),
-        ceiling=ceiling,
-        basis="computed",
-        bound_by=bound_by,
     )

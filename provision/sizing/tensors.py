@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from provision.domain.llm import AttentionLayers, LatentAttentionLayers, Layers, ModelSpec
+from provision.sizing.cached import by_identity
 
 _FUSED_QKV = frozenset({"phi3", "phi2", "falcon", "bloom", "gpt2", "gptneox", "mpt", "chatglm", "dbrx", "nomic-bert"})
 _BIASED_QKV = frozenset({"qwen2", "qwen2moe", "qwen2vl", "chatglm", "glm4", "glm4moe", "gpt-oss", "bert"})
@@ -28,6 +29,7 @@ class Matrix:
     columns: int
 
 
+@by_identity
 def layer_kinds(model: ModelSpec) -> tuple[int, ...]:
     """Index into `model.layers` of every layer in order: the pattern repeated; without one, the groups one after the
     other, which is right for one kind and a stand-in where the order is not known."""

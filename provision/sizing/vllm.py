@@ -22,7 +22,7 @@ from functools import lru_cache
 from math import ceil, floor
 
 from provision.domain.finding import Finding
-from provision.domain.hardware import Machine, MemoryKind
+from provision.domain.hardware import Machine, MemoryKind, MemoryPool
 from provision.domain.llm import (
     AttentionLayers,
     EngineSpec,
@@ -58,12 +58,43 @@ def place(
     `memory.fits(estimate)`.
     """
     case = _Case(machine, model, build, engine, _paged(engine), workload, basis)
-    answer = None
-    for cards in _layouts(case):
+    layouts = list(_layouts(case))
+    for cards in layouts:
+        if cards is not layouts[-1] and case.hopeless(cards):
+            continue
         answer = case.bill(cards)
         if all(d.headroom_bytes is None or d.headroom_bytes >= 0 for d in answer[1].devices):
-            break
-    return answer or case.host_bill()
+            return answer
+    return answer if layouts else case.host_bill()
+
+
+def cache_pool(
+    model: ModelSpec,
+    engine: EngineSpec,
+    workload: Workload,
+    tier: ServingTier,
+    *,
+    devices: int = 1,
+    host: bool = False,
+) -> BlockPool | None:
+    """The blocks that each of `devices` cards, or a CPU, keeps; None for encoders, which keep nothing.
+
+    A CPU has larger blocks, but for latent attention, and one step in flight.
+    """
+    if model.task is ModelTask.EMBEDDING:
+        return None
+    paged = _paged(engine)
+    latent = any(isinstance(group, LatentAttentionLayers) for group in model.layers)
+    return block_pool(
+        CacheShape(
+            layers=model.layers,
+            bytes_per_value=KV_BYTES_PER_VALUE[workload.kv_cache_type],
+            block_tokens=paged.host_block_tokens if host and not latent else paged.block_tokens,
+            state_blocks=paged.state_blocks,
+            in_flight_tokens=(1 if host else paged.steps_in_flight) * tier.step_tokens,
+            tensor_parallel=devices,
+        )
+    )
 
 
 def device_weights(model: ModelSpec, build: ModelBuild, devices: int) -> int:
@@ -97,16 +128,22 @@ def findings(machine: Machine, engine: EngineSpec, candidate: Candidate, workloa
     if memory.kv_blocks is None or device.capacity_bytes is None:
         return []
     share = f"{engine.memory_fraction or 1:.0%}"
-    found = [
-        Finding(
-            code="engine-arithmetic",
-            message=f"{engine.id} {engine.version} takes {share} of each device "
-            f"({format_bytes(device.capacity_bytes)} of {device.name}); beside weights, activations and graphs that "
-            f"leaves {memory.kv_blocks:,} blocks: {memory.kv_capacity_tokens or 0:,} tokens of KV cache, "
-            f"{memory.concurrent_sequences_max or 0:,} requests of {format_tokens(workload.context_tokens)} at once"
-            + (f"; largest context {memory.context_tokens_max:,}" if memory.context_tokens_max is not None else ""),
+    found = []
+    if memory.starts:
+        found.append(
+            Finding(
+                code="engine-arithmetic",
+                message=f"{engine.id} {engine.version} takes {share} of each device "
+                f"({format_bytes(device.capacity_bytes)} of {device.name}); beside weights, activations and graphs "
+                f"that leaves {memory.kv_blocks:,} blocks: {memory.kv_capacity_tokens or 0:,} tokens of KV cache, "
+                f"{memory.concurrent_sequences_max or 0:,} requests of {format_tokens(workload.context_tokens)} at once"
+                + (f"; largest context {memory.context_tokens_max:,}" if memory.context_tokens_max is not None else ""),
+            )
         )
-    ]
+    if not candidate.fits:
+        text, hint = refusal_text(engine, candidate, workload)
+        code = "requests-wait" if memory.starts else "engine-does-not-start"
+        found.append(Finding(code=code, message=f"{engine.id} {engine.version}: {candidate.model} {text}", hint=hint))
     unusable = {a.name for a in machine.accelerators if not _runs_on(engine, a.vendor)}
     if unusable and not candidate.placement.split:
         found.append(
@@ -154,20 +191,27 @@ class _Case:
     workload: Workload
     basis: CapacityBasis
 
+    def hopeless(self, cards: tuple[int, ...]) -> bool:
+        """Not even the weights go: nothing to itemise."""
+        total = self.machine.pool_of(self.machine.accelerators[cards[0]]).total_bytes
+        return total is not None and self.build.weights_bytes > total * len(cards)
+
     def bill(self, cards: tuple[int, ...]) -> tuple[Placement, MemoryEstimate]:
         """On `cards`, indices of equal accelerators, under tensor parallelism where there are several."""
         count = len(cards)
         accelerator = self.machine.accelerators[cards[0]]
-        pool = self.machine.pool_of(accelerator)
+        pool = self._pool_of(cards[0])
         reserved = self.paged.driver_bytes if _driver_keeps(accelerator.vendor, accelerator.memory_kind) else 0
         seen = None if pool.total_bytes is None else max(0, pool.total_bytes - reserved)
         tier = _tier(self.paged, seen, accelerator.name)
-        fixed = self._fixed(count, tier, graphs=True)
-        blocks = self._pool(count, self.paged.block_tokens, tier, self.paged.steps_in_flight)
-        row, facts = self._row(fixed, blocks, self._budget(seen, pool.available_bytes))
+        fixed = self._fixed(count, tier)
+        blocks = cache_pool(self.model, self.engine, self.workload, tier, devices=count)
+        budgets = [self._budget(seen, self._pool_of(index).available_bytes) for index in cards]
+        # All devices get as many blocks as the one with the least room.
+        row, facts = self._row(fixed, blocks, None if seen is None else min(b for b in budgets if b is not None))
         devices = tuple(
-            _device(f"gpu{index}", self.machine.accelerators[index].name, fixed, row, self._budget_of(index))
-            for index in cards
+            _device(f"gpu{index}", accelerator.name, fixed, row, budget)
+            for index, budget in zip(cards, budgets, strict=True)
         )
         layers, extra = divmod(self.model.layer_count, count)
         shares = {index: layers + (position < extra) for position, index in enumerate(cards)}
@@ -178,23 +222,17 @@ class _Case:
         return placement, _estimate(devices, facts)
 
     def host_bill(self) -> tuple[Placement, MemoryEstimate]:
-        """On the CPU: a share of the host's memory, larger blocks, no graphs, one step in flight."""
+        """On the CPU: a share of the host's memory less what the process holds; activations are not reserved."""
         memory = self.machine.memory
-        tier = self.paged.host_tier
-        fixed = self._fixed(1, tier, graphs=False)
-        blocks = self._pool(1, self.paged.host_block_tokens, tier, 1)
+        fixed = (device_weights(self.model, self.build, 1), 0, self.paged.host_bytes)
+        blocks = cache_pool(self.model, self.engine, self.workload, self.paged.host_tier, host=True)
         budget = self._budget(memory.total_bytes, memory.available_bytes)
         row, facts = self._row(fixed, blocks, budget)
         devices = (_device("host", "host memory", fixed, row, budget),)
         return Placement(gpu_layers=0, layers=self.model.layer_count), _estimate(devices, facts)
 
-    def _budget_of(self, index: int) -> int | None:
-        accelerator = self.machine.accelerators[index]
-        pool = self.machine.pool_of(accelerator)
-        reserved = self.paged.driver_bytes if _driver_keeps(accelerator.vendor, accelerator.memory_kind) else 0
-        return self._budget(
-            None if pool.total_bytes is None else max(0, pool.total_bytes - reserved), pool.available_bytes
-        )
+    def _pool_of(self, index: int) -> MemoryPool:
+        return self.machine.pool_of(self.machine.accelerators[index])
 
     def _budget(self, seen: int | None, available: int | None) -> int | None:
         """What the engine takes of a device; what is free where that is less, with a smaller fraction set."""
@@ -203,7 +241,7 @@ class _Case:
         budget = ceil(seen * (self.engine.memory_fraction or 1.0))
         return min(budget, available) if self.basis == "available" and available is not None else budget
 
-    def _fixed(self, count: int, tier: ServingTier, *, graphs: bool) -> tuple[int, int, int]:
+    def _fixed(self, count: int, tier: ServingTier) -> tuple[int, int, int]:
         """Weights, activations with graphs, and the runtime, on each of `count` devices."""
         model = self.model
         scratch = _scratch_bytes(
@@ -220,21 +258,7 @@ class _Case:
         )
         overhead = self.engine.device_overhead_bytes + (self.paged.parallel_bytes if count > 1 else 0)
         weights = device_weights(model, self.build, count)
-        return weights, scratch + (_graph_bytes(model, self.paged) if graphs else 0), overhead
-
-    def _pool(self, count: int, block_tokens: int, tier: ServingTier, steps: int) -> BlockPool | None:
-        if self.model.task is ModelTask.EMBEDDING:
-            return None  # an encoder sees the whole input at once and keeps nothing
-        return block_pool(
-            CacheShape(
-                layers=self.model.layers,
-                bytes_per_value=KV_BYTES_PER_VALUE[self.workload.kv_cache_type],
-                block_tokens=block_tokens,
-                state_blocks=self.paged.state_blocks,
-                in_flight_tokens=steps * tier.step_tokens,
-                tensor_parallel=count,
-            )
-        )
+        return weights, scratch + _graph_bytes(model, self.paged), overhead
 
     def _row(
         self, fixed: tuple[int, int, int], pool: BlockPool | None, budget: int | None
@@ -278,7 +302,8 @@ def _divides(model: ModelSpec, build: ModelBuild, count: int) -> bool:
     if model.attention_heads % count:
         return False
     for group in model.layers:
-        if isinstance(group, AttentionLayers) and group.kv_heads % count and count % group.kv_heads:
+        heads = group.kv_heads if isinstance(group, AttentionLayers) else 0
+        if heads and heads % count and count % heads:
             return False
     stored = weight_format(build.quantization)
     unit = stored.group_columns if stored else 1
@@ -361,7 +386,7 @@ def _rotary_dim(group: Layers) -> int:
 
 def _kv_share(model: ModelSpec, devices: int) -> float:
     """Of the key and value projections on each device."""
-    heads = max((group.kv_heads for group in model.layers if isinstance(group, AttentionLayers)), default=1)
+    heads = max((group.kv_heads for group in model.layers if isinstance(group, AttentionLayers)), default=1) or 1
     return max(1, heads // devices) / heads
 
 

@@ -95,24 +95,14 @@ def _computed(model: ModelSpec, quantization: Quantization, joined_latent: bool)
         )
     if model.tied_embeddings or model.task is ModelTask.EMBEDDING:
         output = 0
-    kinds = layer_kinds(model)
     dense_layers = model.experts.dense_layers if model.experts else 0
-    layers, experts = [], []
-    alike: dict[tuple[object, ...], tuple[int, int]] = {}  # most layers are like one before
-    for index, kind in enumerate(kinds):
-        key = (kind, index < dense_layers, mix and mixes.layer_class(mix, shape, index))
-        if key in alike:
-            layers.append(alike[key][0])
-            experts.append(alike[key][1])
-            continue
-        group = model.layers[kind]
-        dense, routed, router = feed_forward_matrices(model, index)
-        matrices = attention_matrices(model, group, split_latent=not joined_latent) + dense
-        size = sum(_bytes(m, mix, quantization, shape, index) for m in matrices)
-        of_experts = sum(_bytes(m, mix, quantization, shape, index) for m in routed)
-        layers.append(round(size + of_experts) + router + small_bytes(model, group))
-        experts.append(round(of_experts))
-        alike[key] = layers[-1], experts[-1]
+    classes = mixes.layer_classes(mix, model.layer_count) if mix else (0,) * model.layer_count
+    dense = (True,) * dense_layers + (False,) * (model.layer_count - dense_layers)
+    keys = list(zip(layer_kinds(model), dense, classes, strict=True))
+    first = {key: index for index, key in reversed(list(enumerate(keys)))}  # most layers are like one before
+    alike = {key: _layer(model, quantization, mix, shape, index, key[0], joined_latent) for key, index in first.items()}
+    layers = [alike[key][0] for key in keys]
+    experts = [alike[key][1] for key in keys]
     output += model.hidden_size * 4  # the last norm
     return WeightLayout(
         embedding_bytes=embedding,
@@ -120,6 +110,24 @@ def _computed(model: ModelSpec, quantization: Quantization, joined_latent: bool)
         layer_bytes=tuple(layers),
         expert_bytes=tuple(experts) if any(experts) else (),
     )
+
+
+def _layer(
+    model: ModelSpec,
+    quantization: Quantization,
+    mix: str | None,
+    shape: mixes.MixShape,
+    index: int,
+    kind: int,
+    joined_latent: bool,
+) -> tuple[int, int]:
+    """Bytes of one layer, and of its routed experts among them."""
+    group = model.layers[kind]
+    dense, routed, router = feed_forward_matrices(model, index)
+    matrices = attention_matrices(model, group, split_latent=not joined_latent) + dense
+    size = sum(_bytes(m, mix, quantization, shape, index) for m in matrices)
+    of_experts = sum(_bytes(m, mix, quantization, shape, index) for m in routed)
+    return round(size + of_experts) + router + small_bytes(model, group), round(of_experts)
 
 
 def _bytes(matrix: Matrix, mix: str | None, quantization: Quantization, shape: mixes.MixShape, layer: int) -> float:

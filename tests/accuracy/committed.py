@@ -24,11 +24,14 @@ def rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     return speeds, [row for path in memory_files() for row in scoring.read_rows(path)]
 
 
-def held_out() -> dict[str, tuple[float, float, float]]:
-    """Expected, low and high by row id, from fits that had not seen the row's device or source; empty where the fit has
-    kept none."""
-    found = {}
-    for path in sorted((ROOT / "catalog" / "measurements").glob("held_out.csv*")):
-        for row in scoring.read_rows(path):
-            found[row["id"]] = (float(row["expected"]), float(row["low"]), float(row["high"]))
-    return found
+def held_out() -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Expected, low and high by row id, from fits that had not seen the row's `source`, or its `device`."""
+    path = Path(__file__).parent / "held_out.csv.gz"
+    rows = scoring.read_rows(path) if path.exists() else []
+    return {
+        group: {
+            row["id"]: (float(row[f"{group}_expected"]), float(row[f"{group}_low"]), float(row[f"{group}_high"]))
+            for row in rows
+        }
+        for group in ("source", "device")
+    }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -44,6 +44,8 @@ class Line:
     """Rows or configurations of the subset."""
     coverage: float | None = None
     """Share inside the interval, where the tool gives one."""
+    ours: Errors | None = None
+    """Our errors on just the rows that this tool answers, of a tool that is not ours."""
 
 
 def main() -> None:
@@ -63,7 +65,7 @@ def main() -> None:
 
 
 def render(lines: Sequence[Line], title: str) -> str:
-    heads = ("n", "median ratio", "MdAPE", "p90", "within 20 %", "too low", "inside interval")
+    heads = ("n", "median ratio", "MdAPE", "p90", "within 20 %", "too low", "inside interval", "our MdAPE there")
     out = [title, f"{'subset':<22} {'tool':<12} " + " ".join(f"{head:>{max(5, len(head)) + 1}}" for head in heads)]
     previous = ""
     for line in lines:
@@ -71,6 +73,7 @@ def render(lines: Sequence[Line], title: str) -> str:
         cells = (
             str(found.n), f"{found.median_ratio:.2f}", f"{found.mdape:.1%}", f"{found.p90:.1%}",
             f"{found.within_20:.0%}", f"{found.under:.0%}", "-" if line.coverage is None else f"{line.coverage:.0%}",
+            "" if line.ours is None else f"{line.ours.mdape:.1%}",
         )  # fmt: skip
         shown = line.subset if line.subset != previous else ""
         figures = " ".join(f"{cell:>{max(5, len(head)) + 1}}" for cell, head in zip(cells, heads, strict=True))
@@ -123,7 +126,8 @@ def _speed_subset(
                 bounds.append(low <= float(row["tok_per_s"]) <= high)
         theirs = scoring.errors(scoring.cells(rows, values))
         if theirs is not None:
-            lines.append(Line(subset, tool, theirs, cells, sum(bounds) / len(bounds) if bounds else None))
+            same = scoring.errors(scoring.cells([row for row in rows if row["id"] in values], expected))
+            lines.append(Line(subset, tool, theirs, cells, sum(bounds) / len(bounds) if bounds else None, same))
     return lines
 
 
@@ -163,7 +167,7 @@ def speed_facts(row: Row) -> Facts | None:
         gpu_share=_gpu_share(row),
         host_bandwidth_bytes_per_s=HOST_BANDWIDTH_BYTES_PER_S,
     )
-    return with_shape(facts, row["model"])
+    return with_shape(facts, row)
 
 
 def _gpu_share(row: Row) -> float:
@@ -176,33 +180,21 @@ def _gpu_share(row: Row) -> float:
     return min(1.0, layers / float(all_of_them[1])) if layers and all_of_them else 0.5
 
 
-def with_shape(facts: Facts, name: str) -> Facts:
-    """The facts with the architecture of the model, where the catalog or the table of shapes knows it by name."""
-    from dataclasses import replace
-
-    model = _model(name)
+def with_shape(facts: Facts, row: Row) -> Facts:
+    """The facts with what is known of the model by its name; of experts only what the catalog holds."""
+    model = _model(row["model"])
     if model is not None:
         return _of_model(facts, model)
-    shape = _shape(name)
-    if shape is None:
+    from tests.accuracy.speed_rows import Unpredictable, model_of
+
+    try:
+        stand_in = model_of(row["model"], row["hf_repo"], row["params_total"], row["params_active"], row["is_moe"])
+    except Unpredictable:
         return facts
-    half = shape.kv_width // 2
-    return replace(
-        facts,
-        parameters=facts.parameters or shape.parameters * 1e9,
-        active_parameters=facts.active_parameters or (shape.active * 1e9 if facts.is_moe and shape.active else None),
-        layers=shape.layers,
-        hidden=shape.hidden,
-        kv_heads=1,
-        key_dim=half,
-        value_dim=shape.kv_width - half,
-        vocabulary=shape.vocabulary,
-    )
+    return replace(_of_model(facts, stand_in), experts=None, experts_used=None, expert_size=None)
 
 
 def _of_model(facts: Facts, model: ModelSpec) -> Facts:
-    from dataclasses import replace
-
     attention = next((group for group in model.layers if isinstance(group, AttentionLayers)), None)
     latent = next((group for group in model.layers if isinstance(group, LatentAttentionLayers)), None)
     experts = model.experts
@@ -246,13 +238,6 @@ def _model(name: str) -> ModelSpec | None:
         return None
 
 
-@cache
-def _shape(name: str):  # type: ignore[no-untyped-def]
-    from tests.accuracy.shapes import shape_of
-
-    return shape_of(name.lower().replace("_", "-"))
-
-
 # Memory
 
 _PARTS = ("model_buffer_MiB", "kv_buffer_MiB", "rs_buffer_MiB", "compute_buffer_MiB")
@@ -276,10 +261,11 @@ def memory_lines(rows: Sequence[Row], ours: Mapping[str, Row] | None = None) -> 
         if mine is not None:
             lines.append(Line(subset, OURS, mine, len(groups)))
         for tool, formula in peer_formulas.MEMORY.items():
-            pairs = [(value, _measured(g)) for g in groups if (value := formula(memory_facts(g[0]))) is not None]
-            theirs = scoring.errors(pairs)
+            answers = [(g, value) for g in groups if (value := formula(memory_facts(g[0]))) is not None]
+            theirs = scoring.errors([(value, _measured(g)) for g, value in answers])
+            same = scoring.errors([pair for g, _ in answers if (pair := _our_pair(g, ours))])
             if theirs is not None:
-                lines.append(Line(subset, tool, theirs, len(groups)))
+                lines.append(Line(subset, tool, theirs, len(groups), None, same))
     return lines
 
 

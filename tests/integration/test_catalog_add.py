@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from provision.gguf import read_model
+from provision.hub import found
 from provision.hub import http as hub_http
 from provision.records import to_plain
 from tests import gguf_files
@@ -105,14 +106,14 @@ def test_one_quantization_or_file_can_be_chosen(hub: Hub, choice: str) -> None:
 
 def test_a_mix_that_the_catalog_lacks_comes_with_its_bits(hub: Hub) -> None:
     tensors = llama_tensors(kind=Q4_K)
-    hub.add("x/Own-GGUF", "own-UD-Q4_K_XL.gguf", gguf_files.whole(llama() | {"general.file_type": 15}, tensors))
+    hub.add("x/Own-GGUF", "own-UD-IQ1_NL.gguf", gguf_files.whole(llama() | {"general.file_type": 15}, tensors))
     run = _add(hub, what="hf:x/Own-GGUF")
     (mix,) = run.json["data"]["quantizations"]
-    assert (mix["id"], mix["container"]) == ("UD-Q4_K_XL", "gguf")
+    assert (mix["id"], mix["container"]) == ("UD-IQ1_NL", "gguf")
     assert 4.5 < mix["bits_per_weight"] < 4.7
     assert run_cli("estimate", "own", *_MACHINE, "--context", "2k").code == 0
     assert run_cli("catalog", "check").code == 0
-    hub.add("x/Own-GGUF", "own-UD-Q4_K_XL.gguf", gguf_files.whole(llama() | {"general.file_type": 15}, tensors))
+    hub.add("x/Own-GGUF", "own-UD-IQ1_NL.gguf", gguf_files.whole(llama() | {"general.file_type": 15}, tensors))
     assert _add(hub, "--name", "own-2", what="hf:x/Own-GGUF").json["data"]["quantizations"] == []
     assert run_cli("catalog", "remove", "own").code == 0
     assert run_cli("estimate", "own-2", *_MACHINE, "--context", "2k").code == 0  # still has its mix
@@ -266,7 +267,7 @@ def test_what_passes_is_waited_for(hub: Hub, status: int) -> None:
         (Mode(claims_bytes=10**13), 5, "10,000,000,000,000 bytes, not the"),
         (Mode(cut_after_bytes=0), 5, "breaks"),
         (Mode(ignores_ranges=True, compressed=True), 5, "sends its answer compressed (gzip)"),
-        (Mode(redirect_to="ftp://127.0.0.1"), 5, "redirects to ftp://127.0.0.1/"),
+        (Mode(redirect_to="ftp://127.0.0.1"), 5, "redirects to 'ftp://127.0.0.1/"),
         (Mode(redirect_to="http://127.0.0.1:9"), 5, "(connection refused)"),
     ],
 )
@@ -275,6 +276,41 @@ def test_a_bad_answer_is_one_line_and_a_hint(hub: Hub, mode: Mode, code: int, ex
     run = _add(hub)
     assert run.code == code
     assert expected in _error(run)["message"]
+
+
+@pytest.mark.parametrize(
+    "target", ["ftp://x", "file:///etc/passwd", "http://[", "http://x:99999", "http://:80", "http://a b\u2028c"]
+)
+def test_a_redirect_to_nowhere_is_not_followed(hub: Hub, target: str) -> None:
+    hub.mode = Mode(redirect_to=target)
+    run = _add(hub)
+    assert run.code in (2, 5)
+    _error(run)
+
+
+def test_a_server_that_says_nothing_is_not_waited_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_http, "_READ_TIMEOUT_S", 0.05)
+    hub.mode = Mode(pause_s=0.5)
+    run = _add(hub)
+    assert run.code == 5
+    assert _error(run)["code"] == "timeout"
+
+
+def test_a_server_that_drips_is_not_waited_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_http, "_DEADLINE_S", 0.1)
+    hub.mode = Mode(pause_s=0.2)
+    run = _add(hub)
+    assert run.code == 5
+    assert "is too slow" in _error(run)["message"]
+
+
+def test_a_repository_of_countless_files_is_not_read_whole(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(found, "_MOST_HEADERS", 3)
+    for label in ("IQ1_XXS", "IQ1_XS", "IQ1_NL", "Q2_K_XXL"):
+        hub.add("x/Many-GGUF", f"many-UD-{label}.gguf", b"x")
+    error = _error(_add(hub, what="hf:x/Many-GGUF"))
+    assert error["code"] == "too-many-files"
+    assert not any("resolve" in asked.path for asked in hub.requests)
 
 
 def test_redirects_in_a_circle_are_left(hub: Hub) -> None:
@@ -417,8 +453,8 @@ def test_packed_weights_are_counted_one_by_one(
     [
         (_CONFIG | {"model_type": "tomorrow"}, "the model_type 'tomorrow' is not known here"),
         (_CONFIG | {"quantization_config": {"quant_method": "magic"}}, "is quantized by 'magic'"),
-        (_CONFIG | {"num_hidden_layers": "two"}, "its 'block_count' is missing"),
-        (_CONFIG | {"vocab_size": None}, "has no 'vocab_size'"),
+        (_CONFIG | {"num_hidden_layers": "two"}, "has no whole number as 'num_hidden_layers'"),
+        (_CONFIG | {"hidden_size": 10**30}, "its 'embedding_length' is 1000"),
         ([1, 2], "is not a JSON object"),
     ],
 )
@@ -539,9 +575,8 @@ def test_a_file_is_added_shown_replaced_and_taken_out_again() -> None:
     assert run_cli("catalog", "check").code == 0
     estimate = run_cli("estimate", "mine:tiny", "--quant", "Q4_1", *_MACHINE, "--context", "2k", "--json")
     direct = run_cli("estimate", file, *_MACHINE, "--context", "2k", "--json")
-    for key in ("weights_bytes", "kv_cache_bytes", "state_bytes"):
-        bills = [run.json["data"]["cases"][0]["memory"]["devices"][0][key] for run in (estimate, direct)]
-        assert bills[0] == bills[1]
+    bills = [run.json["data"]["cases"][0]["memory"] for run in (estimate, direct)]
+    assert bills[0] == bills[1]
     assert run.json["data"]["builds"][0]["layout"] == to_plain_deep(read_model(file)[1].layout)
     assert run_cli("plan", "--model", "mine:tiny", "--engine", "llamacpp", *_MACHINE, "--context", "2k").code == 0
     again = run_cli("catalog", "add", file, "--name", "mine:tiny", "--json").json["data"]

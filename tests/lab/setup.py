@@ -8,6 +8,7 @@ from tests.lab import requirements
 from tests.lab.ollama_release import ollama_release
 from tests.lab.registry import build_models_folder
 from tests.lab.rootfs import cached_root
+from tests.lab.vllm_engine import vllm_python
 
 
 def main() -> int:
@@ -21,6 +22,10 @@ def main() -> int:
         return 0
     cached_root(report=report)
     build_models_folder(ollama_release(report=report), report=report)
+    try:
+        vllm_python(report=report)
+    except (RuntimeError, OSError) as error:
+        report(f"no vLLM for the CPU, its tests will be skipped: {error}")
     report("ready")
     return 0
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from provision.domain.hardware import Accelerator, Machine, MemoryPool, Origin
-from provision.domain.llm import AttentionLayers, Efficiency, EngineSpec, ModelBuild, ModelSpec, Precision, Quantization
+from provision.domain.llm import (
+    AttentionLayers,
+    Efficiency,
+    EngineSpec,
+    ModelBuild,
+    ModelSpec,
+    Precision,
+    Quantization,
+    SpeedInterval,
+)
+from provision.sizing.efficiency import efficiency_lookup
 from provision.units import GIB, MIB
 
 SOURCE = {"*": "test"}
@@ -98,21 +108,20 @@ def machine(*cards: Accelerator, ram_bytes: int | None = 64 * GIB, ram_bandwidth
     )
 
 
-def efficiency_of(device_class: str, engine: str, family: str) -> Efficiency | None:
-    slowdown = {"nvidia-gddr": 1.25, "cpu": 1.5}.get(device_class)
-    if slowdown is None:
-        return None
-    return Efficiency(
-        device_class=device_class,
-        engine=engine,
-        quantization_family=family,
-        slowdown=slowdown,
-        overhead_s=0.001,
-        low_ratio=0.8,
-        high_ratio=1.2,
-        prefill_ratio=0.4,
-        prefill_low_ratio=0.8,
-        prefill_high_ratio=1.3,
-        samples=10,
-        source="test",
-    )
+def _factors(term: str, scope: str, **factors: float) -> Efficiency:
+    keys = {key.replace("_", "-"): value for key, value in factors.items()}
+    return Efficiency(term=term, scope=scope, factors=keys, samples=dict.fromkeys(keys, 10), source="test")
+
+
+efficiency_of = efficiency_lookup(
+    [
+        _factors("memory", "device_class", nvidia_gddr=1.25, cpu=1.5),
+        _factors("compute", "all", all=0.01),
+        _factors("prompt_compute", "all", all=2.0),
+    ],
+    [
+        SpeedInterval(measure=m, group="all", low_ratio=0.8, high_ratio=1.2, samples=9, sources=9, source="test")
+        for m in ("decode", "prefill", "together")
+    ],
+)
+"""Weights at 1 / 1.25 of the bandwidth (1 / 1.5 on the host), no card of another class."""

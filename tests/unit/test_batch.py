@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
+
+from provision.cli import batch
 from tests.helpers import run_cli
 
 HEADER = "id,model,quant,gpu,ram,memory_platform,context,users,kv_cache\n"
@@ -68,3 +73,38 @@ def test_thousands_of_rows_are_printed_one_a_line_whatever_the_width(tmp_path, m
     assert lines[2].startswith("case-0 ")
     assert "llama3.1:8b" in lines[2]
     assert lines[-1].startswith("\\x1b[31mred")
+
+
+def test_shared_out_over_processes_nothing_changes(tmp_path, monkeypatch):
+    bad = ("x", "llama3.1:9b", "", "RTX 4090", "", "", "", "", "")
+    rows = [ROWS[0], bad, *ROWS[1:], bad, ROWS[2]]
+    alone = _batch(tmp_path, rows, "--json").json
+    monkeypatch.setattr(batch, "_cores", lambda: 3)
+    monkeypatch.setattr(batch, "_ROWS_PER_PROCESS", 1)
+    assert _batch(tmp_path, rows, "--json").json == alone
+
+
+def test_a_share_whose_process_fails_is_answered_all_the_same(monkeypatch):
+    monkeypatch.setattr(batch, "_cores", lambda: 2)
+    monkeypatch.setattr(batch, "_ROWS_PER_PROCESS", 1)
+    here = os.getpid()
+
+    def work(rows):
+        if os.getpid() != here:
+            os._exit(9)
+        return [line for line, _ in rows]
+
+    assert batch._shared_out([(line, []) for line in range(5)], work) == [0, 1, 2, 3, 4]
+
+
+def test_an_error_in_a_share_is_raised_here(monkeypatch):
+    monkeypatch.setattr(batch, "_cores", lambda: 2)
+    monkeypatch.setattr(batch, "_ROWS_PER_PROCESS", 1)
+
+    def work(rows):
+        if any(line == 3 for line, _ in rows):
+            raise ArithmeticError("line 3")
+        return list(rows)
+
+    with pytest.raises(ArithmeticError, match="line 3"):
+        batch._shared_out([(line, []) for line in range(5)], work)

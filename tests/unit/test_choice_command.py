@@ -99,13 +99,28 @@ def test_the_order_is_said_in_words(prefer):
 
 
 def test_speed_and_quality_choose_different_builds_of_one_model():
-    chosen = {
-        prefer: run_cli("plan", *CARD, "--model", "llama3.1:8b", "--prefer", prefer, "--json").json["data"]["selected"]
+    found = {
+        prefer: run_cli("plan", *CARD, "--model", "llama3.1:8b", "--prefer", prefer, "--json").json["data"][
+            "candidates"
+        ]
         for prefer in ("speed", "quality", "context")
     }
-    assert chosen["quality"] == ["llama3.1:8b/F16@ollama"]
-    assert chosen["speed"] == ["llama3.1:8b/Q4_K_M@ollama"]
-    assert chosen["context"] != chosen["quality"]
+    assert found["quality"][0]["quantization"] == "F16"
+    rates = [c["speed"]["decode_tokens_per_s"]["expected"] for c in found["speed"]]
+    assert rates[0] > 2 * min(rates)
+    assert found["speed"][0]["quantization"].startswith(("Q4", "IQ4")), "four bits: less loses too much"
+    assert found["context"][0]["context_tokens_max"] == max(c["context_tokens_max"] for c in found["context"])
+
+
+def test_the_quality_of_a_quantization_is_shown_with_the_models_it_was_measured_on():
+    base = ("plan", *CARD, "--model", "llama3.1:8b", "--engine", "llamacpp")
+    found = {(q["quantization"], q["metric"]): q for q in run_cli(*base, "--json").json["data"]["quality"]}
+    loss = found["Q4_K_M", "perplexity_increase_percent"]
+    assert 0 < loss["low"] < loss["high"] < 10
+    assert "llama3:8b" in loss["models"]
+    text = run_cli(*base, "--all").stdout
+    assert f"+{loss['low']:.1f}-{loss['high']:.1f} %" in text
+    assert "as measured on llama2:7b" in " ".join(text.split())
 
 
 def test_the_room_of_what_is_selected_is_true():
@@ -122,6 +137,21 @@ def test_the_room_of_what_is_selected_is_true():
     assert not resident("--users", str(best["users_max"] + 1))
     text = " ".join(run_cli(*base).stdout.split())
     assert "Room without moving anything to the host:" in text
+
+
+@pytest.mark.parametrize("model", ["qwen3:30b", "qwen3-coder:30b"])
+def test_of_a_mixture_that_does_not_fit_the_experts_leave_first_which_is_faster(model):
+    asked = ("estimate", model, "--quant", "Q4_K_M", "--tier", "workstation-minimum", "--json")
+    (by_experts,) = run_cli(*asked).json["data"]["cases"]
+    (by_layers,) = run_cli(*asked, "--engine", "ollama@0.24.0").json["data"]["cases"]
+    placed = by_experts["placement"]
+    assert placed["gpu_layers"] == placed["layers"]
+    assert 0 < placed["expert_layers_on_host"] < placed["layers"]
+    assert by_layers["placement"]["gpu_layers"] < placed["layers"]
+    fast, slow = (c["speed"]["decode_tokens_per_s"]["expected"] for c in (by_experts, by_layers))
+    assert fast > slow
+    (told,) = (f["message"] for f in by_experts["findings"] if f["code"] == "partial-offload")
+    assert f"all but the experts of {placed['expert_layers_on_host']} of {placed['layers']} layers do" in told
 
 
 THREE = ("--model", "qwen2.5-coder:14b", "--model", "llama3.1:8b", "--model", "nomic-embed-text", "--context", "16k")

@@ -93,6 +93,18 @@ def test_a_prediction_of_at_most_80_percent_puts_a_model_on_one_card_alone():
     assert policy.launch(two, QWEN_32B, QWEN_Q4, OLDER, Workload(context_tokens=2816)).devices == (0, 1)
 
 
+def test_a_model_over_80_percent_of_one_card_is_split_over_both_though_one_would_hold_it():
+    two, build, load = machine(card(0), card(1)), (QWEN_32B, QWEN_Q4, Q4_K_M), Workload(context_tokens=8192)
+    assert place(machine(card()), build, OLLAMA, load).resident, "one card holds it"
+    split = place(two, build, OLLAMA, load).placement.split
+    assert sum(split) == 64
+    assert min(split) >= 31
+    assert place(two, build, OLDER, load).placement.split == (64, 0), "older ones take as few cards as will do"
+    unequal = machine(card(0, memory_bytes=24 * GIB), card(1, memory_bytes=12 * GIB))
+    first, second = place(unequal, build, load_catalog().engine("llamacpp"), load).placement.split
+    assert 1.6 < first / second < 2.4, "in proportion to what is free"
+
+
 def test_of_several_cards_that_would_do_the_emptiest_is_taken():
     pools = [
         MemoryPool(total_bytes=24 * GIB, available_bytes=free * GIB, bandwidth_bytes_per_s=1e12)

@@ -101,7 +101,7 @@ def test_windows_by_layer_with_heads_of_another_size() -> None:
     assert pattern == (0, 0, 1)
 
 
-def test_layers_that_use_the_cache_of_earlier_ones_keep_nothing() -> None:
+def test_layers_that_use_the_cache_of_earlier_ones_have_no_heads_of_their_own() -> None:
     groups, _ = _layers(
         "gemma4",
         block_count=6,
@@ -109,9 +109,9 @@ def test_layers_that_use_the_cache_of_earlier_ones_keep_nothing() -> None:
         attention__sliding_window_pattern=[True, False] * 3,
         attention__shared_kv_layers=4,
     )
-    assert groups == (_attention(1, 512), _attention(1), StateLayers(count=4, state_bytes_per_sequence=0))
+    assert groups == (_attention(1, 512), _attention(1), _attention(2, 512, heads=0), _attention(2, heads=0))
     groups, _ = _layers("gemma3n", block_count=35, attention__sliding_window=512)
-    assert groups == (_attention(16, 512), _attention(4), StateLayers(count=15, state_bytes_per_sequence=0))
+    assert groups == (_attention(16, 512), _attention(4), _attention(12, 512, heads=0), _attention(3, heads=0))
 
 
 def test_without_the_pattern_that_only_the_file_can_say_nothing_is_guessed() -> None:
@@ -240,3 +240,22 @@ def test_kimi_linear_mixes_latent_attention_and_states() -> None:
 def test_an_unknown_architecture_is_said_to_be_one() -> None:
     with pytest.raises(InvalidFile, match="'deepseek99' is not known here, so its cache is not guessed"):
         _layers("deepseek99")
+
+
+def test_a_state_beside_attention_is_counted_for_every_user() -> None:
+    from provision.catalog import load_catalog
+    from provision.domain.llm import ModelBuild, ModelSpec, Precision
+    from provision.domain.plan import Workload
+    from provision.sizing.kv_cache import bytes_by_group
+
+    group = AttentionLayers(count=4, kv_heads=2, key_dim=64, value_dim=64, state_bytes_per_sequence=1000)
+    model = ModelSpec(
+        id="m", name="m", family="f", hidden_size=256, attention_heads=4, vocabulary_size=320, context_tokens_max=4096,
+        tied_embeddings=True, layers=(group,), provenance={},
+    )  # fmt: skip
+    build = ModelBuild(model="m", quantization="Q8_0", weights_bytes=1, precision=Precision.EXACT, source="s")
+    cache, state = bytes_by_group(
+        model, build, Workload(context_tokens=1024, users=3), load_catalog().engine("llamacpp")
+    )
+    assert state == (3000,)
+    assert cache == (3 * 1024 * 2 * 128 * 2,)

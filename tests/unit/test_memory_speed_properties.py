@@ -44,7 +44,7 @@ def catalog() -> Catalog:
 
 @cache
 def efficiency_of():
-    return efficiency_lookup(catalog().efficiency)
+    return efficiency_lookup(catalog().efficiency, catalog().intervals)
 
 
 @st.composite

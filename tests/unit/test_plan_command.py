@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from provision.catalog import load_catalog
 from tests.helpers import run_cli
 
 ARTICLE = ("--tier", "workstation-minimum", "--model", "qwen2.5-coder:32b", "--quant", "Q4_K_M", "--context", "8k")
@@ -196,8 +197,8 @@ def test_the_table_keeps_marker_model_and_speeds_at_any_width(monkeypatch, width
 
     monkeypatch.setattr(console, "_PLAIN_WIDTH", width)
     lines = run_cli("plan", "--gpu", "2x RTX 4090", "--ram", "128GiB", "--users", "8").stdout.splitlines()
-    header = next(line for line in lines if "model" in line and "quant" in line)
-    assert "8 users tok/s" in header
+    header = next(line for line in lines if "8 users tok/s" in line)
+    assert "model" in header
     marked = [line for line in lines if line.lstrip().startswith("*")]
     assert len(marked) == 1
-    assert any(model in marked[0] for model in ("qwen3-coder:30b", "qwen2.5-coder:32b", "qwen3:32b", "deepseek-r1:32b"))
+    assert any(model.id in marked[0] for model in load_catalog().models)

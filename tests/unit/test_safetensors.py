@@ -103,6 +103,12 @@ def test_a_feed_forward_part_without_a_gate_is_told_by_the_parameter_count() -> 
     assert safetensors_bytes(two, "BF16") == 2 * (two.parameters or 0)
 
 
+def test_experts_of_some_layers_only_take_what_the_parameter_count_leaves() -> None:
+    sparse = replace(GPT_OSS_20B, parameters=10_000_000_000)
+    assert safetensors_bytes(sparse, "BF16") == 20_000_000_000
+    assert 0.7 * 10e9 < weight_shapes(sparse).experts.weights < 10e9
+
+
 def test_recurrent_layers_take_what_the_parameter_count_leaves() -> None:
     hybrid = replace(
         LLAMA_8B,
