@@ -25,7 +25,7 @@ class Shape:
     @property
     def build(self) -> ModelBuild:
         """Its size is left to be computed; the writer's file has it to the byte."""
-        from provision.gguf_tensors import tensor_types, tensors
+        from provision.gguf.tensor_list import tensor_types, tensors
 
         parts = tensors(self.model, expanded_latent=self.expanded_latent)
         kinds = tensor_types(self.model, parts, self.quantization)

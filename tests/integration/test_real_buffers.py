@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from provision import synthetic
 from provision.catalog import load_catalog
 from provision.domain.hardware import Machine, MemoryPool, Origin
 from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, Precision, Quantization
 from provision.domain.plan import DeviceMemory, Workload
+from provision.gguf import synthetic
 from provision.sizing import compute_buffer, memory
 from provision.units import GIB, MIB
 from tests.integration.loading import Settings, load

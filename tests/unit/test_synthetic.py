@@ -3,54 +3,19 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 
-from provision import synthetic
 from provision.errors import InvalidFile
-from provision.gguf_tensors import ARCHITECTURES, tensor_types, tensors
+from provision.gguf import read_file, read_model, synthetic
+from provision.gguf.tensor_list import ARCHITECTURES, tensor_types, tensors
 from provision.sizing.quantization_mix import BLOCK
 from provision.sizing.weights import layout
 from tests.shapes import SHAPES, Shape, attention, model, quantization
 
 MIXES = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K")
-
-
-def _tensor_table(path: Path, entries: int) -> dict[str, tuple[tuple[int, ...], int, int]]:
-    """Name to shape, type number and offset, read without the product's reader."""
-
-    def number(layout: str) -> int:
-        return int(struct.unpack(layout, stream.read(struct.calcsize(layout)))[0])
-
-    def skip(kind: int) -> None:
-        if kind == 8:
-            stream.seek(number("<Q"), 1)
-        elif kind == 9:
-            element, count = number("<I"), number("<Q")
-            for _ in range(count):
-                skip(element)
-        else:
-            stream.seek({4: 4, 5: 4, 6: 4, 7: 1}[kind], 1)
-
-    def names(stream: BinaryIO) -> Iterator[tuple[str, tuple[tuple[int, ...], int, int]]]:
-        assert stream.read(4) == b"GGUF"
-        assert number("<I") == 3
-        count, metadata = number("<Q"), number("<Q")
-        assert count == entries
-        for _ in range(metadata):
-            stream.seek(number("<Q"), 1)
-            skip(number("<I"))
-        for _ in range(count):
-            name = stream.read(number("<Q")).decode()
-            shape = tuple(number("<Q") for _ in range(number("<I")))
-            yield name, (shape, number("<I"), number("<Q"))
-
-    with path.open("rb") as stream:
-        return dict(names(stream))
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -62,15 +27,32 @@ def test_every_tensor_is_in_the_file_and_takes_what_its_type_says(shape: Shape, 
 
     parts = tensors(shape.model, expanded_latent=shape.expanded_latent)
     kinds = tensor_types(shape.model, parts, shape.quantization)
-    table = _tensor_table(path, len(parts))
-    assert {name: entry[0] for name, entry in table.items()} == {part.name: part.shape for part in parts}
-    offsets = [*(entry[2] for entry in table.values())]
+    table = read_file(path).tensors
+    assert {name: found.shape for name, found in table.items()} == {part.name: part.shape for part in parts}
+    offsets = [found.offset for found in table.values()]
     assert offsets == sorted(offsets)
     data = sum(-(-part.bytes_as(kind) // 32) * 32 for part, kind in zip(parts, kinds, strict=True))
     assert all(offset % 32 == 0 for offset in offsets)
     assert size - data < 2**20, "the rest is the header"
     for (kind, part), begin, end in zip(zip(kinds, parts, strict=True), offsets, [*offsets[1:], data], strict=True):
         assert end - begin == -(-part.bytes_as(kind) // 32) * 32
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_shape_that_is_written_is_read_back(shape: Shape, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    size = synthetic.write(path, shape.model, shape.quantization, expanded_latent=shape.expanded_latent)
+    found, build, mix = read_model(path)
+    for name in ("architecture", "hidden_size", "attention_heads", "vocabulary_size", "tied_embeddings", "experts",
+                 "context_tokens_max", "layer_pattern", "feed_forward_size"):  # fmt: skip
+        assert getattr(found, name) == getattr(shape.model, name), name
+    assert set(found.layers) == set(shape.model.layers)
+    assert (build.weights_bytes, mix.id, build.expanded_cache) == (size, shape.quantization, shape.expanded_latent)
+    computed = layout(shape.model, shape.build, quantization(shape.quantization))
+    assert build.layout is not None
+    # The biases of experts (gpt-oss) go where the experts go; the arithmetic leaves them with the router.
+    assert build.layout.expert_bytes == pytest.approx(computed.expert_bytes, rel=0.006)
+    assert replace(build.layout, expert_bytes=()) == replace(computed, expert_bytes=())
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -121,8 +103,8 @@ def test_an_architecture_or_mix_that_is_not_known_is_refused(tmp_path: Path) -> 
     with pytest.raises(InvalidFile, match="architecture 'mamba'") as caught:
         synthetic.write(tmp_path / "a.gguf", replace(known, architecture="mamba"), "F16")
     assert caught.value.hint
-    with pytest.raises(InvalidFile, match="NVFP4"):
-        synthetic.write(tmp_path / "a.gguf", known, "NVFP4")
+    with pytest.raises(InvalidFile, match="AWQ"):
+        synthetic.write(tmp_path / "a.gguf", known, "AWQ")
     with pytest.raises(InvalidFile, match="cannot write"):
         synthetic.write(tmp_path / "missing" / "a.gguf", known, "F16")
     assert not (tmp_path / "a.gguf").exists()

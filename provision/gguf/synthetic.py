@@ -18,7 +18,8 @@ from typing import BinaryIO, Literal
 
 from provision.domain.llm import AttentionLayers, LatentAttentionLayers, ModelSpec
 from provision.errors import InvalidFile
-from provision.gguf_tensors import Tensor, tensor_types, tensors
+from provision.gguf.tensor_list import Tensor, tensor_types, tensors
+from provision.gguf.types import FILE_TYPES, TENSOR_TYPES
 from provision.sizing.quantization_mix import BLOCK
 
 _ALIGNMENT = 32
@@ -39,7 +40,7 @@ def write(
 ) -> int:
     """Write a GGUF file with the tensors of `model` in the mix `quantization`; returns its size in bytes.
 
-    `expanded_latent`: see `provision.gguf_tensors.tensors`. The vocabulary has as many tokens as the model's, of
+    `expanded_latent`: see `provision.gguf.tensor_list.tensors`. The vocabulary has as many tokens as the model's, of
     which the first 256 are the bytes and the last two are control tokens (begin, end); text goes through byte by byte.
     Raises InvalidFile where the architecture's tensors or the mix are not known, or the file cannot be written.
     """
@@ -79,7 +80,7 @@ def _metadata(model: ModelSpec, quantization: str, expanded_latent: bool) -> Ite
     assert architecture is not None  # tensors() has refused it
     yield "general.architecture", architecture
     yield "general.name", "synthetic"  # the loader asks some names (Phi 3) for tokens of their own
-    yield "general.file_type", _FILE_TYPES.get(quantization, 0)
+    yield "general.file_type", _FILE_TYPE_NUMBERS.get(quantization, 0)
     keys = {
         "block_count": model.layer_count,
         "context_length": model.context_tokens_max,
@@ -171,18 +172,8 @@ def _expert_keys(model: ModelSpec) -> dict[str, Value]:
     return keys
 
 
-_TYPE_NUMBERS = {
-    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12,
-    "Q5_K": 13, "Q6_K": 14, "IQ2_XXS": 16, "IQ2_XS": 17, "IQ3_XXS": 18, "IQ1_S": 19, "IQ4_NL": 20, "IQ3_S": 21,
-    "IQ2_S": 22, "IQ4_XS": 23, "IQ1_M": 29, "BF16": 30, "TQ1_0": 34, "TQ2_0": 35, "MXFP4": 39,
-}  # fmt: skip
-"""ggml's numbers of tensor types, as files have them."""
-
-_FILE_TYPES = {
-    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12,
-    "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30,
-    "BF16": 32, "MXFP4": 38,
-}  # fmt: skip
+_TYPE_NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
+_FILE_TYPE_NUMBERS = {mix: number for number, mix in FILE_TYPES.items()}
 
 
 def _vocabulary(size: int) -> Iterator[tuple[str, Value]]:
