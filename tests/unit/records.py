@@ -119,7 +119,9 @@ efficiency_of = efficiency_lookup(
         _factors("compute", "all", all=0.01),
         _factors("prompt_compute", "all", all=2.0),
     ],
-    [SpeedInterval(measure=m, group="all", low_ratio=0.8, high_ratio=1.2, samples=9, sources=9, source="test")
-     for m in ("decode", "prefill", "together")],
+    [
+        SpeedInterval(measure=m, group="all", low_ratio=0.8, high_ratio=1.2, samples=9, sources=9, source="test")
+        for m in ("decode", "prefill", "together")
+    ],
 )
 """Weights at 1 / 1.25 of the bandwidth (1 / 1.5 on the host), no card of another class."""
