@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup lock lint types docs accuracy check lab clean
+.PHONY: help run test setup lock lint types docs accuracy fit check lab clean
 
 help: ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -52,6 +52,9 @@ lint: setup ## ruff, import contracts, ansible-lint
 
 types: setup ## mypy, strict
 	$(BIN)/mypy
+
+fit: setup ## Fit the speed model to the measurements: writes catalog/efficiency.toml and its report
+	$(BIN)/python -m tests.accuracy.fit
 
 docs: setup ## Regenerate help texts and tables in the README
 	$(BIN)/cog -r README.md

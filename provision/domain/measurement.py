@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
 from provision.domain.finding import Finding
 from provision.domain.record import record
@@ -119,3 +120,15 @@ class BenchResult:
     """What the engine says of the loaded model (Ollama's /api/ps)."""
     levels: tuple[BenchLevel, ...] = ()
     findings: tuple[Finding, ...] = ()
+
+
+@record
+class LocalMeasurement:
+    """One figure measured on the machine that is sized, beside what was predicted for the same workload."""
+
+    model: str
+    quantization: str
+    engine: str
+    measure: Literal["decode", "prefill"]
+    tokens_per_s: float
+    expected_tokens_per_s: float

@@ -10,7 +10,8 @@ from provision.units import MIB
 _BUFFER = re.compile(r"(\S+) +(?:(model|KV|RS|compute|output) )?buffer size *= *([0-9.]+) MiB")
 _CACHE = re.compile(r"size *= *[0-9.]+ MiB \( *(\d+) cells, *(\d+) layers, *(\d+)/")
 _SETTING = re.compile(r"\b(n_seq_max|n_ctx|n_ubatch|n_outputs_max) +=\s+(\d+)\s*$")
-_START = "loaded meta data with"
+START = "loaded meta data with"
+"""Begins the part of a log that belongs to one model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def parse(text: str) -> LoadedBuffers:
 
     Read with versions from 2024 to 2026; those of `llama-server` 2026 print them from verbosity 4 on.
     """
-    text = text[max(text.rfind(_START), 0) :]
+    text = text[max(text.rfind(START), 0) :]
     kinds: dict[str, dict[str, int]] = {kind: {} for kind in ("model", "KV", "RS", "compute", "output")}
     for name, kind, size in _BUFFER.findall(text):
         of_kind = kinds[kind or "model"]  # the loader of 2024 says only "buffer size"

@@ -201,7 +201,8 @@ def room_line(candidate: Candidate) -> str:
     if candidate.users_max is not None:
         users = "1 user" if candidate.users_max == 1 else f"{candidate.users_max:,} users"
         parts.append(f"{users} at {format_tokens(candidate.context_tokens)}")
-    return f"Room without moving anything to the host: {' or '.join(parts)}." if parts else ""
+    where = "Room without moving anything to the host" if candidate.placement.split else "Room in host memory"
+    return f"{where}: {' or '.join(parts)}." if parts else ""
 
 
 def show_together(screen: Screen, plan: JointPlan) -> None:

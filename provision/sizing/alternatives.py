@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 from provision.domain.finding import Finding
@@ -26,11 +26,13 @@ def would_fit(
     workload: Workload,
     efficiency_of: EfficiencyOf,
     cards: Sequence[AcceleratorSpec],
+    priced: Collection[str],
     basis: CapacityBasis = "total",
 ) -> list[Finding]:
     """What to change so that everything is on accelerators, for a build that is not: each with an option to type.
 
     Looked at in turn: a smaller quantization, less context, another model, one larger card of the same vendor.
+    `priced` names the cards of which a price is known: those can be bought, those of a laptop or of one country cannot.
     """
     model, build, _ = wanted
     others = [other for other in others if refusal(*other, engine, workload) is None]
@@ -70,7 +72,7 @@ def would_fit(
                 f"--model {found.model} --quant {found.quantization}",
             )
             break
-    for spec, text in _larger(machine, cards, build.weights_bytes):
+    for spec, text in _larger(machine, cards, priced, build.weights_bytes):
         if found := resident(wanted, spec, workload):
             offer(f"{text[0]} {model.id} {build.quantization}, {_speed_text(found)}", f'--gpu "{text[1]}"')
             if len(spec.accelerators) == 1:
@@ -79,7 +81,7 @@ def would_fit(
 
 
 def _larger(
-    machine: Machine, cards: Sequence[AcceleratorSpec], weights_bytes: int
+    machine: Machine, cards: Sequence[AcceleratorSpec], priced: Collection[str], weights_bytes: int
 ) -> Iterator[tuple[Machine, tuple[str, str]]]:
     """`machine` with other cards, the smallest first: twice as many of its own, then one larger of the same vendor.
 
@@ -98,7 +100,9 @@ def _larger(
         for c in cards
         if (c.memory_bytes or 0) >= weights_bytes and c.vendor in vendors and c.memory_kind is not MemoryKind.UNIFIED
     ]
-    for one in sorted(sized, key=lambda c: (c.memory_bytes or 0, -(c.memory_bandwidth_bytes_per_s or 0))):
+    for one in sorted(
+        sized, key=lambda c: (c.memory_bytes or 0, c.id not in priced, -(c.memory_bandwidth_bytes_per_s or 0))
+    ):
         yield (
             replace(machine, accelerators=(planned_accelerator(one, 0),)),
             (f"one {one.name} holds", one.id),

@@ -64,7 +64,6 @@ class Bill:
     layers: int
     old_order: bool
     """Whether the output matrix is the last to go to a device (llama.cpp before 2026), not the first."""
-    current: bool
 
     def weights(self, start: int, end: int, experts_on_host: int = 0) -> int:
         """Of layers start to end on a device; the first `experts_on_host` of all layers leave their experts behind."""
@@ -101,16 +100,12 @@ class Bill:
             copied_layer_bytes=self.parts.largest_layer_matrix if spilled and first else 0,
         )
 
-    def host_compute(self, *, accelerators: bool, pipelined: bool, spilled: bool, with_output: bool) -> int:
-        """Of the host: everything on a machine without accelerators; else inputs, and attention of what it keeps."""
+    def host_compute(self, *, accelerators: bool, pipelined: bool, with_output: bool) -> int:
+        """Of the host: everything on a machine without accelerators; else what it stages for them. Layers that it keeps
+        are computed on the first accelerator in a prefill step, and one token at a time need next to nothing."""
         if not accelerators:
-            extra = self.graph.hidden if self.current else 0
-            return compute_buffer.device_bytes(self.graph, with_output=True, unpacks_cache=False) + extra
-        staged = compute_buffer.host_bytes(self.graph, pipelined=pipelined, with_output=with_output)
-        if not spilled:
-            return staged
-        attention = compute_buffer.device_bytes(self.graph, with_output=False, attention_only=True, unpacks_cache=False)
-        return max(staged, attention)
+            return compute_buffer.device_bytes(self.graph, with_output=True, whole=True, unpacks_cache=False)
+        return compute_buffer.host_bytes(self.graph, pipelined=pipelined, with_output=with_output)
 
 
 def bill_for(
@@ -127,7 +122,6 @@ def bill_for(
         output_bytes=compute_buffer.output_bytes(model, workload.users),
         layers=model.layer_count,
         old_order=engine.graph != "llama.cpp",
-        current=engine.graph == "llama.cpp",
     )
 
 

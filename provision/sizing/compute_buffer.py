@@ -154,12 +154,15 @@ def device_bytes(
     unpacks_cache: bool = True,
     first: bool = True,
     pipelined: bool = False,
+    whole: bool = False,
     copied_expert_bytes: int = 0,
     copied_layer_bytes: int = 0,
 ) -> int:
     """Compute buffer of one device; `attention_only` where its feed-forward parts are multiplied elsewhere,
     `unpacks_cache` not on the host.
 
+    `whole`: the input embeddings are looked up here too, as on a machine without accelerators (sums read from what the
+    real llama.cpp prints on one).
     `pipelined`: whole layers are split over several devices with everything on them. `copied_expert_bytes`,
     `copied_layer_bytes`: the largest matrix in host memory that a prefill step copies in to multiply on the device.
     """
@@ -179,12 +182,16 @@ def device_bytes(
         if not shape.scores:
             attention += shape.attention_out
     largest = attention + shape.scores
-    before = residual + max(hidden, min(shape.attention_out, 2 * hidden)) + hidden
+    freed = max(hidden, min(shape.attention_out, 2 * hidden))
+    if whole and shape.current:
+        inputs += hidden
+        freed = 2 * hidden  # lies in pieces, too small for what the feed-forward part needs
+    before = residual + freed + hidden
     parts = shape.gated_parts
     if shape.gated and not attention_only:
         dense = parts * shape.gated
         if copied_layer_bytes:
-            dense = max(dense, 2 * shape.gated + copied_layer_bytes) + hidden
+            dense = max(dense, 2 * shape.gated + copied_layer_bytes) + hidden + shape.query
         largest = max(largest, before + dense)
     if shape.expert and not attention_only:
         if copied_expert_bytes:

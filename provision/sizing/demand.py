@@ -64,7 +64,7 @@ class Traffic:
         return self.shared_bytes + self.output_bytes + self.expert_bytes * self.experts_ratio(tokens)
 
     def experts_ratio(self, tokens: float) -> float:
-        return 1.0 - (1.0 - self.experts_used_ratio) ** tokens
+        return 1.0 - float((1.0 - self.experts_used_ratio) ** tokens)
 
     def cache_bytes(self, depth_tokens: float, bytes_per_value: float = 2.0) -> float:
         """Read by one step of one user with that many tokens in its context."""
@@ -207,7 +207,7 @@ def prompt_demands(
         demands.append(("prompt_memory", kernel, steps * streamed / share.bandwidth_bytes_per_s))
         demands.append(("prompt_layer", kernel, steps * share.layers * work.layers * LAYER_S))
         if share.devices > 1:
-            # Two sums over all devices a layer, of 16-bit activations; each device sends and receives nearly twice that.
+            # Two sums over all devices a layer, of 16-bit activations; each device sends nearly twice that.
             exchanged = 2 * share.layers * work.layers * work.hidden_size * 2 * total * 2 * (1 - 1 / share.devices)
             demands.append(("prompt_sync", kernel, exchanged / (share.link_bytes_per_s or DEFAULT_LINK_BYTES_PER_S)))
     demands.append(("prompt_request", shares[0].kernel, REQUEST_S))

@@ -18,6 +18,8 @@ REFERENCE_BANDWIDTH_BYTES_PER_S = 300e9
 
 HOST_CLASS = "cpu"
 
+_RUNTIMES = {"ollama": "llamacpp", "llamafile": "llamacpp", "lmstudio": "llamacpp", "lucebox": "llamacpp"}
+
 _FAMILIES = {
     "F16": "f16", "FP16": "f16", "F32": "f16", "BF16": "bf16", "Q8_0": "q8", "Q8_K_XL": "q8", "Q6_K": "q6",
     "Q4_0": "q4_0", "Q4_1": "q4_0", "IQ4_NL": "q4_0", "MXFP4": "q4_0", "Q5_0": "q4_0", "Q5_1": "q4_0",
@@ -47,6 +49,11 @@ class Kernel:
     shape: str = "transformer"
     """`hybrid` for models with recurrent layers."""
     bandwidth_bytes_per_s: float = REFERENCE_BANDWIDTH_BYTES_PER_S
+
+    @property
+    def runtime(self) -> str:
+        """The code that computes: Ollama, llamafile and LM Studio run llama.cpp's."""
+        return _RUNTIMES.get(self.engine, self.engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +100,9 @@ class EfficiencyModel:
         self._exponents = [(r.scope.split("^")[1].split("+"), r.factors) for r in records if "^" in r.scope]
         self._classes = {key for r in records if r.scope == "device_class" and r.term == "memory" for key in r.factors}
         self._devices = {key for r in records if r.scope == "device" for key, n in r.samples.items() if n}
-        self._intervals = {(i.measure, i.group): Interval(i.low_ratio, i.high_ratio) for i in intervals}
+        self._intervals: dict[tuple[str, str], Interval] = {
+            (i.measure, i.group): Interval(i.low_ratio, i.high_ratio) for i in intervals
+        }
         self._known: dict[Kernel, Coefficients | None] = {}
 
     def __call__(self, kernel: Kernel) -> Coefficients | None:
@@ -158,13 +167,19 @@ def is_moe(model: ModelSpec) -> bool:
     return model.experts is not None
 
 
-def interval_groups(kernel: Kernel, measured: bool, *, devices: int = 1, partial: bool = False) -> tuple[str, ...]:
-    """Names of the groups an interval is looked up by, narrowest first."""
+def interval_groups(
+    kernel: Kernel, measured: bool, *, devices: int = 1, partial: bool = False, sized: bool = True
+) -> tuple[str, ...]:
+    """Names of the groups an interval is looked up by, narrowest first: what is run (dense, mixture, over several
+    devices, partly from host memory), whether the weights' size is published or estimated, where, with which engine,
+    and whether this device is among the measurements."""
     known = "measured" if measured else "unmeasured"
     kind = "partial" if partial else "several" if devices > 1 else kernel.moe
+    size = "sized" if sized else "estimated"
     return (
-        f"{kind}/{kernel.device_class}/{kernel.engine}/{known}",
-        f"{kind}/{kernel.device_class}/{known}",
+        f"{kind}/{size}/{kernel.device_class}/{kernel.engine}/{known}",
+        f"{kind}/{size}/{kernel.device_class}/{known}",
+        f"{kind}/{size}/{known}",
         f"{kind}/{known}",
         kind,
         "all",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from provision.domain.llm import AttentionLayers, LatentAttentionLayers, Layers, StateLayers
+from provision.domain.llm import AttentionLayers, LatentAttentionLayers, Layers
 
 
 class CacheShape(NamedTuple):
@@ -99,13 +99,14 @@ def block_pool(shape: CacheShape) -> BlockPool | None:
     """The pool of a model, or None where it keeps no cache at all."""
     per_token = [_bytes_per_token(group, shape) for group in shape.layers]
     attention = [(g, b) for g, b in zip(shape.layers, per_token, strict=True) if b]
-    states = [g for g in shape.layers if isinstance(g, StateLayers)]
+    # Layers that only multiply are written as state of no bytes.
+    states = [(group.count, size) for group in shape.layers if (size := _state_bytes(group, shape))]
     if not attention and not states:
         return None
     block_tokens = shape.block_tokens
     if attention and states:
         # The block grows until a page of attention holds a whole state.
-        state_bytes = max(_state_bytes(g, shape) for g in states)
+        state_bytes = max(size for _, size in states)
         step = block_tokens * max(b for _, b in attention)
         block_tokens *= max(1, -(-state_bytes // step))
     pages = [block_tokens * b for _, b in attention]
@@ -114,7 +115,7 @@ def block_pool(shape: CacheShape) -> BlockPool | None:
         # One kind: a single table over all layers, whatever their widths.
         total = sum(g.count * page for (g, _), page in zip(attention, pages, strict=True))
         return BlockPool(total, block_tokens, (_group(attention[0][0], 1, block_tokens, shape),))
-    page = max(pages) if pages else max(_state_bytes(g, shape) for g in states)
+    page = max(pages) if pages else max(size for _, size in states)
     # Layers alike in width and window share tables; a narrower layer takes more tokens to a page where that divides.
     alike: dict[tuple[int | None, int], list[Layers]] = {}
     for (group, _), own in zip(attention, pages, strict=True):
@@ -122,7 +123,7 @@ def block_pool(shape: CacheShape) -> BlockPool | None:
         alike.setdefault((_window(group), tokens), []).append(group)
     counts = [sum(g.count for g in groups) for groups in alike.values()]
     if states:
-        counts.append(sum(g.count for g in states))
+        counts.append(sum(count for count, _ in states))
     size = _group_size(counts)
     tables = [
         _group(groups[0], -(-count // size), tokens, shape)
@@ -134,16 +135,20 @@ def block_pool(shape: CacheShape) -> BlockPool | None:
 
 
 def _bytes_per_token(group: Layers, shape: CacheShape) -> int:
-    """Of one layer on one device. Latent vectors are not cut by heads; heads fewer than devices are copied."""
+    """Of one layer on one device. Latent vectors are not cut by heads; heads fewer than devices are copied; layers that
+    read the cache of others have no heads of their own.
+    """
     if isinstance(group, AttentionLayers):
-        heads = max(1, group.kv_heads // shape.tensor_parallel)
+        heads = max(min(1, group.kv_heads), group.kv_heads // shape.tensor_parallel)
         return round(heads * (group.key_dim + group.value_dim) * shape.bytes_per_value)
     if isinstance(group, LatentAttentionLayers):
         return round((group.latent_dim + group.rope_dim) * shape.bytes_per_value)
     return 0
 
 
-def _state_bytes(group: StateLayers, shape: CacheShape) -> int:
+def _state_bytes(group: Layers, shape: CacheShape) -> int:
+    if isinstance(group, LatentAttentionLayers):
+        return 0
     return -(-group.state_bytes_per_sequence // shape.tensor_parallel)
 
 

@@ -54,7 +54,8 @@ def place(
     if not usable:
         return _itemise(bill, rooms, {})
     alike = {rooms.capacity_bytes(index): index for index in reversed(usable)}  # the first card of each size
-    for subset in [[index] for index in sorted(alike.values())] + ([usable] if len(usable) > 1 else []):
+    singles = [[index] for index in sorted(alike.values())]
+    for subset in singles + [usable[:count] for count in range(len(usable), 1, -1)]:
         layers = _whole(bill, rooms, subset)
         if layers is not None:
             return _itemise(bill, rooms, layers)
@@ -151,6 +152,8 @@ def _whole(bill: Bill, rooms: Rooms, subset: Sequence[int]) -> dict[int, int] | 
 
 def _holds(bill: Bill, counts: Sequence[int], space: Sequence[float]) -> bool:
     start = 0
+    if not counts[-1]:
+        return False
     for count, room in zip(counts, space, strict=True):
         if bill.held(start, start + count) > room:
             return False
@@ -159,7 +162,8 @@ def _holds(bill: Bill, counts: Sequence[int], space: Sequence[float]) -> bool:
 
 
 def _filled(bill: Bill, space: Sequence[float], experts_on_host: int) -> list[int] | None:
-    """All layers front to back, each device as full as it goes; None where they do not hold them."""
+    """All layers front to back, each device as full as it goes; None where they do not hold them, or where the last
+    one would have the output alone."""
     counts, start = [], 0
     for room in space:
         low, high = start, bill.layers
@@ -171,7 +175,7 @@ def _filled(bill: Bill, space: Sequence[float], experts_on_host: int) -> list[in
                 high = middle - 1
         counts.append(low - start)
         start = low
-    return counts if start == bill.layers else None
+    return counts if start == bill.layers and counts[-1] else None
 
 
 def _experts_spilled(bill: Bill, rooms: Rooms, usable: Sequence[int]) -> tuple[dict[int, int], int] | None:
@@ -191,8 +195,9 @@ def _experts_spilled(bill: Bill, rooms: Rooms, usable: Sequence[int]) -> tuple[d
     ]
     low, high = 1, bill.layers
     best = _filled(bill, space, high)
-    if best is None:
-        return None
+    if best is None or not best[0]:
+        # The first one in use does the copying: without the one that is too small for it, another is the first.
+        return _experts_spilled(bill, rooms, usable[1:]) if len(usable) > 1 else None
     while low < high:
         middle = (low + high) // 2
         counts = _filled(bill, space, middle)
@@ -222,6 +227,8 @@ def _partial(bill: Bill, rooms: Rooms, usable: Sequence[int]) -> tuple[dict[int,
             start = max(1, bisect_left(costs, costs[end] - room)) if room > 0 else end
             layers[index] = max(0, end - start)
             end = min(end, start)
+        if not layers[usable[0]] and any(layers.values()):
+            return _partial(bill, rooms, usable[1:])
         if output_on_host or layers[usable[-1]]:
             return dict(sorted(layers.items())), output_on_host
     raise AssertionError("the last attempt always answers")
@@ -272,9 +279,7 @@ def _itemise(
             weights=parts.embedding + parts.layers[rest] + left_behind + (parts.output_on_host if last is None else 0),
             kv=bill.cache[rest],
             state=bill.state[rest],
-            compute=bill.host_compute(
-                accelerators=bool(in_use), pipelined=pipelined, spilled=rest > 0, with_output=last is None
-            )
+            compute=bill.host_compute(accelerators=bool(in_use), pipelined=pipelined, with_output=last is None)
             + bill.output_bytes,
             overhead=0,
             shared=shared,

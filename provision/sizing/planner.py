@@ -8,8 +8,10 @@ from typing import Literal
 
 from provision.domain.hardware import Accelerator, AcceleratorSpec, Machine, MemoryKind, MemoryPool
 from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, ModelTask, Quantization
+from provision.domain.measurement import LocalMeasurement
 from provision.domain.plan import Candidate, CapacityBasis, Rejection, Speed, Workload
 from provision.sizing import placing
+from provision.sizing.calibration import calibrated
 from provision.sizing.choice import largest_context_tokens
 from provision.sizing.placing import Build, Placed
 from provision.sizing.remarks import does_not_fit, findings, refusal
@@ -41,14 +43,16 @@ def assess(
     workload: Workload,
     efficiency_of: EfficiencyOf,
     basis: CapacityBasis = "total",
+    measured_here: Sequence[LocalMeasurement] = (),
 ) -> Candidate:
     """Place one build on `machine`, itemise and predict it: the one function behind `estimate`, `plan` and the rest.
 
-    `fits` says whether the memory holds it; the speed is given either way.
+    `fits` says whether the memory holds it; the speed is given either way. What was measured on this machine outranks
+    what the fit says.
     """
     triple = (model, build, quantization)
     placed = placing.place(machine, triple, engine, workload, basis)
-    return predicted(machine, triple, engine, workload, placed, efficiency_of)
+    return predicted(machine, triple, engine, workload, placed, efficiency_of, measured_here)
 
 
 def predicted(
@@ -58,10 +62,13 @@ def predicted(
     workload: Workload,
     placed: Placed,
     efficiency_of: EfficiencyOf,
+    measured_here: Sequence[LocalMeasurement] = (),
 ) -> Candidate:
     """`placed` with its speed and its findings."""
     served = placed.launch.workload
     rates = speed(machine, *build, engine.id, placed.placement, served, efficiency_of)
+    if rates is not None and measured_here:
+        rates = calibrated(rates, build[0].id, build[1].quantization, engine.id, measured_here)
     candidate = _candidate(build, engine, workload, placed, rates)
     found = findings(machine, build[0], candidate, engine, workload)
     return replace(candidate, findings=found) if found else candidate

@@ -212,7 +212,8 @@ def _counted(model: _Shape, feed_forward_matrices: int) -> WeightShapes:
         if isinstance(group, AttentionLayers):
             query = _matrix(heads * group.key_dim, hidden) + _matrix(hidden, heads * group.value_dim)
             pair = _matrix(group.kv_heads * group.key_dim, hidden) + _matrix(group.kv_heads * group.value_dim, hidden)
-            split, key_value = split + query.times(group.count), key_value + pair.times(group.count)
+            split += query.times(group.count)
+            key_value += pair.times(group.count if group.kv_heads else 0)
         elif isinstance(group, LatentAttentionLayers) and group.key_dim and group.value_dim:
             rank = group.query_rank
             up = heads * (group.key_dim - group.rope_dim + group.value_dim)

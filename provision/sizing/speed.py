@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from provision.domain.hardware import Machine
-from provision.domain.llm import ModelBuild, ModelSpec, ModelTask, Quantization, StateLayers
+from provision.domain.llm import ModelBuild, ModelSpec, ModelTask, Precision, Quantization, StateLayers
 from provision.domain.plan import Basis, BoundBy, Placement, Speed, SpeedRange, Workload
 from provision.sizing.concurrency import system_output
 from provision.sizing.demand import Demand, Share, Traffic, decode_demands, prompt_demands, seconds, traffic
@@ -59,6 +59,8 @@ class Setup:
     partial: bool
     kv_bytes_per_value: float
     family: str
+    sized: bool
+    """Whether the size of the weights is a published file's, not an estimate."""
     batch_tokens: int = 512
 
     @property
@@ -125,24 +127,19 @@ class Setup:
 
     def bound_by(self, depth_tokens: float) -> BoundBy:
         """What takes the largest part of a step."""
-        sums = {"bandwidth": 0.0, "compute": 0.0, "interconnect": 0.0, "host_memory": 0.0}
+        sums: dict[BoundBy, float] = {"bandwidth": 0.0, "compute": 0.0, "interconnect": 0.0, "host_memory": 0.0}
         hosts = {share.kernel for share in self.shares if share.is_host}
-        only_host = all(share.is_host for share in self.shares)
         for demand in self.step_demands(depth_tokens):
             term, kernel, _ = demand
-            kind = (
-                "compute"
-                if term in ("compute", "batch")
-                else "interconnect"
-                if term in ("sync", "hop")
-                else "bandwidth"
-            )
+            kind: BoundBy = "bandwidth"
+            if term in ("compute", "batch"):
+                kind = "compute"
+            elif term in ("sync", "hop"):
+                kind = "interconnect"
             if kind == "bandwidth" and kernel in hosts:
                 kind = "host_memory"
             sums[kind] += seconds([demand], self.coefficients)
-        if only_host:
-            sums["host_memory"] += sums["compute"]
-        return max(("bandwidth", "compute", "interconnect", "host_memory"), key=lambda kind: sums[kind])  # type: ignore[return-value]
+        return max(sums, key=lambda kind: sums[kind])
 
 
 def speed(
@@ -242,9 +239,10 @@ def prepare(
         if bandwidth is None:
             return None
         architecture = machine.cpu.architecture if machine.cpu and machine.cpu.architecture else ""
+        processor = machine.cpu.model if machine.cpu and machine.cpu.model else ""
         shares.append(
             Share(
-                kernel=kernel(HOST_CLASS, "cpu", architecture, "", bandwidth, "cpu"),
+                kernel=kernel(HOST_CLASS, "cpu", architecture, processor, bandwidth, "cpu"),
                 bandwidth_bytes_per_s=bandwidth,
                 fp32_flops_per_s=None,
                 fp16_flops_per_s=HOST_FLOPS_PER_BYTE * bandwidth,
@@ -269,6 +267,7 @@ def prepare(
         partial=bool(used) and (host_layers > 0 or on_host > 0),
         kv_bytes_per_value=KV_BYTES_PER_VALUE.get(kv_cache_type, 2.0),
         family=family,
+        sized=build.precision is not Precision.ROUNDED,
         batch_tokens=batch_tokens,
     )
 

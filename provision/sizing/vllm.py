@@ -302,7 +302,8 @@ def _divides(model: ModelSpec, build: ModelBuild, count: int) -> bool:
     if model.attention_heads % count:
         return False
     for group in model.layers:
-        if isinstance(group, AttentionLayers) and group.kv_heads % count and count % group.kv_heads:
+        heads = group.kv_heads if isinstance(group, AttentionLayers) else 0
+        if heads and heads % count and count % heads:
             return False
     stored = weight_format(build.quantization)
     unit = stored.group_columns if stored else 1
@@ -385,7 +386,7 @@ def _rotary_dim(group: Layers) -> int:
 
 def _kv_share(model: ModelSpec, devices: int) -> float:
     """Of the key and value projections on each device."""
-    heads = max((group.kv_heads for group in model.layers if isinstance(group, AttentionLayers)), default=1)
+    heads = max((group.kv_heads for group in model.layers if isinstance(group, AttentionLayers)), default=1) or 1
     return max(1, heads // devices) / heads
 
 

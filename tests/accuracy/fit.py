@@ -29,7 +29,8 @@ from provision.sizing.efficiency import TERMS, Coefficients, EfficiencyModel, Ke
 from tests.accuracy.speed_rows import Case, Row, Unpredictable, case_of
 
 ROOT = Path(__file__).parents[2]
-MEASUREMENTS = ROOT / "catalog" / "measurements" / "speed.csv.gz"
+MEASUREMENTS = Path(__file__).parent / "measurements" / "speed.csv.gz"
+REPORT = ROOT / "catalog" / "efficiency-report.md"
 SOURCE = "fit-speed-2026-11"
 
 NOISE = 0.1
@@ -43,10 +44,13 @@ PRIORS: tuple[tuple[str, str, float, float], ...] = (
     ("memory", "family", 0.2, 0.0),
     ("memory", "vendor+family", 0.12, 0.0),
     ("memory", "architecture+family", 0.08, 0.0),
-    ("memory", "engine", 0.15, 0.0),
+    ("memory", "runtime", 0.15, 0.0),
+    ("memory", "engine", 0.1, 0.0),
     ("memory", "vendor+backend", 0.15, 0.0),
     ("memory", "backend+family", 0.15, 0.0),
+    ("memory", "runtime+era", 0.1, 0.0),
     ("memory", "moe", 0.3, 0.0),
+    ("memory", "backend+moe+era", 0.2, 0.0),
     ("memory", "vendor+moe", 0.15, 0.0),
     ("memory", "bandwidth^vendor", 0.15, 0.0),
     ("memory", "bandwidth^vendor+family", 0.1, 0.0),
@@ -62,16 +66,19 @@ PRIORS: tuple[tuple[str, str, float, float], ...] = (
     ("layer", "device_class", 0.5, 0.0),
     ("layer", "architecture", 0.3, 0.0),
     ("layer", "vendor+backend", 0.3, 0.0),
-    ("layer", "engine", 0.4, 0.0),
-    ("layer", "era", 0.2, 0.0),
+    ("layer", "runtime", 0.4, 0.0),
+    ("layer", "engine", 0.2, 0.0),
+    ("layer", "runtime+era", 0.2, 0.0),
     ("layer", "shape", 0.3, 0.0),
     ("experts", "all", 1.0, 1.0),
     ("experts", "device_class", 0.4, 0.0),
     ("experts", "backend", 0.4, 0.0),
-    ("experts", "engine", 0.3, 0.0),
+    ("experts", "runtime", 0.3, 0.0),
+    ("experts", "engine", 0.15, 0.0),
     ("step", "all", 1.0, -1.5),
     ("step", "device_class", 0.5, 0.0),
-    ("step", "engine", 0.5, 0.0),
+    ("step", "runtime", 0.5, 0.0),
+    ("step", "engine", 0.3, 0.0),
     ("hop", "all", 1.0, 0.0),
     ("sync", "all", 1.0, 0.5),
     ("sync", "engine", 0.5, 0.0),
@@ -88,8 +95,11 @@ PRIORS: tuple[tuple[str, str, float, float], ...] = (
     ("prompt_compute", "architecture", 0.3, 0.0),
     ("prompt_compute", "family", 0.2, 0.0),
     ("prompt_compute", "architecture+family", 0.15, 0.0),
-    ("prompt_compute", "engine", 0.3, 0.0),
+    ("prompt_compute", "runtime", 0.3, 0.0),
+    ("prompt_compute", "engine", 0.15, 0.0),
     ("prompt_compute", "backend", 0.3, 0.0),
+    ("prompt_compute", "backend+era", 0.2, 0.0),
+    ("prompt_compute", "backend+moe+era", 0.2, 0.0),
     ("prompt_compute", "backend+family", 0.2, 0.0),
     ("prompt_compute", "moe", 0.4, 0.0),
     ("prompt_compute", "vendor+moe", 0.3, 0.0),
@@ -102,9 +112,11 @@ PRIORS: tuple[tuple[str, str, float, float], ...] = (
     ("prompt_memory", "moe", 0.5, 0.0),
     ("prompt_layer", "all", 1.0, 1.0),
     ("prompt_layer", "device_class", 0.4, 0.0),
-    ("prompt_layer", "engine", 0.5, 0.0),
+    ("prompt_layer", "runtime", 0.5, 0.0),
+    ("prompt_layer", "engine", 0.2, 0.0),
     ("prompt_request", "all", 1.0, -2.0),
-    ("prompt_request", "engine", 1.0, 0.0),
+    ("prompt_request", "runtime", 1.0, 0.0),
+    ("prompt_request", "engine", 0.5, 0.0),
 )
 
 
@@ -159,6 +171,8 @@ def cells_of(rows: Iterable[Row], catalog: Catalog) -> list[Cell]:
     for row in rows:
         if _UNUSABLE.search(row["flags"]) or not row["tok_per_s"]:
             continue
+        if row["metric"] == "prefill" and row["engine"] == "ollama":
+            continue  # its rate counts prompt tokens that it took from its cache
         try:
             case = case_of(row, catalog, neutral)
             tokens, _ = case.demands()
@@ -169,9 +183,9 @@ def cells_of(rows: Iterable[Row], catalog: Catalog) -> list[Cell]:
             continue
         kernels = tuple(share.kernel for share in case.setup.shares)
         depth = round(np.log2(sum(case.depths) / len(case.depths) + 256) * 2)
-        key = (kernels, rig_of(row), row["model"], row["quant"], row["metric"], row["n_devices"], case.users,
-               depth, round(np.log2(case.prompt_tokens)) if row["metric"] != "decode" else 0, row["hardware_as_reported"],
-               row["split_mode"], row["power_limit_W"])  # fmt: skip
+        prompt = round(np.log2(case.prompt_tokens)) if row["metric"] != "decode" else 0
+        named = ("model", "quant", "metric", "n_devices", "hardware_as_reported", "split_mode", "power_limit_W")
+        key = (kernels, rig_of(row), case.users, depth, prompt, *(row[name] for name in named))
         groups[key].append((speed, row, case))
     cells = []
     for group in groups.values():
@@ -308,23 +322,31 @@ def held_out(problem: Problem, theta: np.ndarray, group: Callable[[Cell], str], 
 # Intervals
 
 
-MINIMUM_CELLS, MINIMUM_RIGS = 30, 3
+TAIL = 0.09
+"""A little less than a tenth on either side, because few authors stand behind many rows."""
+
+MINIMUM_CELLS, MINIMUM_RIGS = 40, 3
 """Fewer than this and a group takes the next wider one's interval."""
 
 
-def interval_records(problem: Problem, device_out: np.ndarray, source_out: np.ndarray) -> list[SpeedInterval]:
+def interval_records(
+    problem: Problem, device_out: np.ndarray, source_out: np.ndarray, chosen: Sequence[int] | None = None
+) -> list[SpeedInterval]:
     """Quantiles of measured over expected: of devices that are in the fit from rows whose source was left out, of
     others from rows whose device was left out."""
     ratios: dict[tuple[str, str], list[tuple[float, float, tuple[str, str]]]] = defaultdict(list)
-    for number, cell in enumerate(problem.cells):
+    for number in range(len(problem.cells)) if chosen is None else chosen:
+        cell = problem.cells[number]
         setup = cell.case.setup
         limit = cell.tokens / cell.case.limit_s()
         for measured, predicted in ((True, source_out[number]), (False, device_out[number])):
             ratio = cell.speed / min(predicted, limit)
             for group in interval_groups(
-                setup.shares[0].kernel, measured, devices=setup.devices, partial=setup.partial
+                setup.shares[0].kernel, measured, devices=setup.devices, partial=setup.partial, sized=setup.sized
             ):
-                ratios[cell.case.measure, group].append((ratio, problem.weight[number], (cell.device, cell.rig)))
+                for row in cell.rows:
+                    item = (ratio * float(row["tok_per_s"]) / cell.speed, 1.0, (cell.device, cell.rig))
+                    ratios[cell.case.measure, group].append(item)
     records = []
     for (measure, group), found in sorted(ratios.items()):
         rigs = {rig for _, _, rig in found}
@@ -334,8 +356,8 @@ def interval_records(problem: Problem, device_out: np.ndarray, source_out: np.nd
             SpeedInterval(
                 measure=measure,  # type: ignore[arg-type]
                 group=group,
-                low_ratio=_rounded(min(1.0, weighted_quantile(found, 0.1))),
-                high_ratio=_rounded(max(1.0, weighted_quantile(found, 0.9))),
+                low_ratio=_rounded(min(1.0, weighted_quantile(found, TAIL))),
+                high_ratio=_rounded(max(1.0, weighted_quantile(found, 1 - TAIL))),
                 samples=len(found),
                 sources=len(rigs),
                 source=SOURCE,
@@ -394,7 +416,8 @@ def efficiency_records(problem: Problem, theta: np.ndarray) -> list[Efficiency]:
 
 HEAD = """\
 #:schema ./schema/efficiency.json
-# Written by `make fit` from catalog/measurements/speed.csv.gz; do not edit. How it is used: docs/speed.md.
+# Written by `make fit` from tests/accuracy/measurements/speed.csv.gz; do not edit.
+# How it is used: docs/how-speed-is-predicted.md; how well it does: efficiency-report.md.
 
 """
 
@@ -402,18 +425,134 @@ HEAD = """\
 def toml_of(records: Sequence[Efficiency], intervals: Sequence[SpeedInterval]) -> str:
     blocks = []
     for record in records:
-        lines = ["[[efficiency]]", f'term = "{record.term}"', f'scope = "{record.scope}"', f'source = "{record.source}"']
+        lines = [
+            "[[efficiency]]",
+            f'term = "{record.term}"',
+            f'scope = "{record.scope}"',
+            f'source = "{record.source}"',
+        ]
         for name, table in (("factors", record.factors), ("samples", record.samples)):
             lines.append(f"[efficiency.{name}]")
             lines += [f'"{key}" = {value}' for key, value in table.items()]
         blocks.append("\n".join(lines))
     for interval in intervals:
         blocks.append(
-            f'[[interval]]\nmeasure = "{interval.measure}"\ngroup = "{interval.group}"\nlow_ratio = {interval.low_ratio}\n'
-            f"high_ratio = {interval.high_ratio}\nsamples = {interval.samples}\nsources = {interval.sources}\n"
+            f'[[interval]]\nmeasure = "{interval.measure}"\ngroup = "{interval.group}"\n'
+            f"low_ratio = {interval.low_ratio}\nhigh_ratio = {interval.high_ratio}\nsamples = {interval.samples}\nsources = {interval.sources}\n"
             f'source = "{interval.source}"'
         )
     return HEAD + "\n\n".join(blocks) + "\n"
+
+
+# Report
+
+
+Filter = Callable[[Cell], bool]
+
+
+def _kernel(cell: Cell) -> Kernel:
+    return cell.case.setup.shares[0].kernel
+
+
+def is_resident_decode(cell: Cell) -> bool:
+    return cell.case.metric == "decode" and not cell.case.setup.partial and cell.case.setup.devices == 1
+
+
+def is_clean_dense(cell: Cell) -> bool:
+    """One stream, dense, one GPU, published size, nothing odd about the row: what the accuracy is promised for."""
+    kernel = _kernel(cell)
+    published = cell.case.setup.sized and not cell.row["flags"]
+    return is_resident_decode(cell) and published and kernel.moe == "dense" and kernel.device_class != "cpu"
+
+
+def is_modern(cell: Cell) -> bool:
+    return _kernel(cell).device_class == "nvidia-gddr"
+
+
+SUBSETS: tuple[tuple[str, Filter], ...] = (
+    ("decode, dense, one GPU, published size", is_clean_dense),
+    ("- NVIDIA GDDR, Ampere and later", lambda c: is_clean_dense(c) and is_modern(c)),
+    ("- NVIDIA, others", lambda c: is_clean_dense(c) and _kernel(c).vendor == "nvidia" and not is_modern(c)),
+    ("- AMD", lambda c: is_clean_dense(c) and _kernel(c).vendor == "amd"),
+    ("- Apple", lambda c: is_clean_dense(c) and _kernel(c).vendor == "apple"),
+    ("decode, dense, one GPU, all", lambda c: is_resident_decode(c) and _kernel(c).moe == "dense"),
+    ("decode, mixture of experts, one GPU", lambda c: is_resident_decode(c) and _kernel(c).moe == "moe"),
+    ("decode, several GPUs", lambda c: c.case.metric == "decode" and c.case.setup.devices > 1),
+    ("decode, partly from host memory", lambda c: c.case.metric == "decode" and c.case.setup.partial),
+    ("prefill", lambda c: c.case.metric == "prefill"),
+    ("many users: decode", lambda c: c.case.metric == "aggregate_decode"),
+    ("many users: output, prompts included", lambda c: c.case.metric in ("aggregate_output", "output_e2e")),
+)
+
+
+def errors_of(problem: Problem, predicted: np.ndarray, chosen: Filter) -> tuple[int, float, float]:
+    """Cells, median and 90th percentile of the absolute error as a share of what was measured."""
+    errors = []
+    for cell, value in zip(problem.cells, predicted, strict=True):
+        if chosen(cell):
+            errors.append(abs(min(value, cell.tokens / cell.case.limit_s()) / cell.speed - 1))
+    if not errors:
+        return 0, float("nan"), float("nan")
+    return len(errors), float(np.median(errors)), float(np.quantile(errors, 0.9))
+
+
+def coverage_of(problem: Problem, predicted: np.ndarray, *, measured: bool, folds: int = 5) -> dict[str, float]:
+    """Share of measured rows inside intervals that were taken from other authors' rows."""
+    rigs = sorted({cell.rig for cell in problem.cells})
+    inside: dict[str, list[bool]] = defaultdict(list)
+    for fold in range(folds):
+        own = {rig for number, rig in enumerate(rigs) if number % folds == fold}
+        others = [number for number, cell in enumerate(problem.cells) if cell.rig not in own]
+        records = interval_records(problem, predicted, predicted, others)
+        lookup = EfficiencyModel((), records)
+        for cell, value in zip(problem.cells, predicted, strict=True):
+            if cell.rig not in own:
+                continue
+            setup = cell.case.setup
+            groups = interval_groups(
+                setup.shares[0].kernel, measured, devices=setup.devices, partial=setup.partial, sized=setup.sized
+            )
+            interval = lookup.interval(cell.case.measure, groups)
+            expected = min(value, cell.tokens / cell.case.limit_s())
+            for row in cell.rows:
+                ratio = float(row["tok_per_s"]) / expected
+                inside[cell.case.measure].append(interval.low_ratio <= ratio <= interval.high_ratio)
+    return {measure: sum(found) / len(found) for measure, found in inside.items()}
+
+
+def report_of(problem: Problem, theta: np.ndarray, device_out: np.ndarray, source_out: np.ndarray) -> str:
+    rows = sum(len(cell.rows) for cell in problem.cells)
+    rigs = {(cell.device, cell.rig) for cell in problem.cells}
+    lines = [
+        "# How well the speed model does",
+        "",
+        "Written by `make fit`; do not edit. How the model works: docs/how-speed-is-predicted.md.",
+        "",
+        f"Fitted on {rows} rows in {len(problem.cells)} cells (what one author measured of one thing on one device) on "
+        f"{len({cell.device for cell in problem.cells})} devices, {len(rigs)} pairs of device and author, with "
+        f"{problem.count} factors, each drawn towards 1. Errors are absolute, as a share of what was measured: median "
+        "and 90th percentile over cells.",
+        "",
+        "| | cells | in the fit | source left out | device left out |",
+        "|---|---|---|---|---|",
+    ]
+    fitted_values = problem.predicted(theta)
+    for name, chosen in SUBSETS:
+        count, *_ = errors_of(problem, fitted_values, chosen)
+        figures = [errors_of(problem, values, chosen)[1:] for values in (fitted_values, source_out, device_out)]
+        lines.append(f"| {name} | {count} | " + " | ".join(f"{m:.1%}, {p:.0%}" for m, p in figures) + " |")
+    lines += [
+        "",
+        "Share of rows inside the 80 % interval, the interval taken from other authors' rows:",
+        "",
+        "| | source left out | device left out |",
+        "|---|---|---|",
+    ]
+    by_source = coverage_of(problem, source_out, measured=True)
+    by_device = coverage_of(problem, device_out, measured=False)
+    for measure in sorted(by_source):
+        lines.append(f"| {measure} | {by_source[measure]:.0%} | {by_device[measure]:.0%} |")
+    return "\n".join(lines) + "\n"
 
 
 def pair_of(cell: Cell) -> str:
@@ -438,6 +577,7 @@ def main(arguments: Sequence[str]) -> int:
     if "--check" in arguments:
         return int(target.read_text() != text)
     target.write_text(text)
+    REPORT.write_text(report_of(problem, theta, device_out, source_out))
     return 0
 
 

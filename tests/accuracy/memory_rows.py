@@ -52,6 +52,8 @@ class Case:
     rows_split: bool
     """Each matrix is split over all devices, by rows."""
     latent_of_the_fork: bool
+    hosts: tuple[str, ...]
+    """The log's names of buffers in host memory."""
 
 
 def predict(rows: list[Row]) -> list[Row]:
@@ -122,6 +124,7 @@ def _case(catalog: Catalog, devices: list[Row]) -> Case:
         overridden=row.get("tensor_override", "").startswith("yes"),
         split_known=len(names) <= 1 or (alike and len(names) == count),
         weights_known=weights_known and build.weights_bytes > 0,
+        hosts=tuple(r["device"] for r in devices if not _is_accelerator(r)),
         rows_split=any(r["device"].endswith("_Split") for r in devices),
         latent_of_the_fork=engine.graph == "ik_llama.cpp"
         and not build.expanded_cache
@@ -153,6 +156,7 @@ def _answer(case: Case, bill: dict[str, DeviceMemory], row: Row) -> Row:
     counts = [group.count for group in case.model.layers]
     answer: Row = {"id": row["id"], "kv_total_MiB": _mib(sum(c * b for c, b in zip(counts, cache, strict=True)))}
     reasons = []
+    holds_weights, holds_cache, holds_graph = _roles(case, name) if host else (True, True, True)
     if name not in ("CPU", "CPU_Mapped") and host and "Host" not in name:
         split = name.endswith("_Split")
         return answer | {"reason": "rows are split over devices" if split else f"what {name} repacks is not given"}
@@ -173,22 +177,36 @@ def _answer(case: Case, bill: dict[str, DeviceMemory], row: Row) -> Row:
         reasons.append("split as llama.cpp does by itself it would not have started")
     elif not case.split_known and not host:
         reasons.append("how layers were split over unlike devices is not given")
-    elif found is not None:
+    elif found is not None and holds_weights:
         answer["model_buffer_MiB"] = _mib(found_weights)
-    if found is not None and (found_kv or not host):
+    if found is not None and holds_cache and (found_kv or not host):
         answer["kv_buffer_MiB"] = _mib(found_kv)
-    if any(state):
+    if any(state) and holds_cache:
         answer["rs_buffer_MiB"] = _mib(found_state)
     if case.latent_of_the_fork:
         reasons.append("the fork's latent attention is not modelled: its compute buffer is not known")
-    else:
+    elif holds_graph:
         answer["compute_buffer_MiB"] = _mib(_compute(case, name, found_compute, host))
-    if host:
+    if host and holds_graph:
         answer["output_buffer_MiB"] = _mib(output)
     if "model_buffer_MiB" in answer:
         answer["total_MiB"] = _mib(found_weights + found_kv + found_state + found_compute + (output if host else 0))
+    if host and not (holds_weights or holds_cache or holds_graph):
+        reasons.append("what this name stands for is counted in another of the host's buffers")
     answer["reason"] = "; ".join(filter(None, [answer.get("reason", ""), *reasons]))
     return answer
+
+
+def _roles(case: Case, name: str) -> tuple[bool, bool, bool]:
+    """Which of weights, cache and graph a host buffer holds: a mapped file has weights only, pinned memory the graph's
+    inputs and outputs; what has no buffer of its own is in the plain one."""
+
+    def first(*wanted: str) -> bool:
+        present = [h for want in wanted for h in case.hosts if h == want or (want == "_Host" and want in h)]
+        return not present or name == present[0]
+
+    plain = "CPU" if "CPU" in case.hosts else "_Host"
+    return first("CPU_Mapped", plain), first(plain, "CPU_Mapped"), first("_Host", plain, "CPU_Mapped")
 
 
 def _compute(case: Case, name: str, plain: int, host: bool) -> int:

@@ -1,9 +1,8 @@
-"""Shapes of models that published measurements name and the catalog does not hold: what their configurations say, as far  # noqa: E501
-as speed depends on it. By pattern of the name, more special ones first; sizes in 1e9 parameters.
+"""Shapes of models that published measurements name and the catalog does not hold: what their configurations say, as
+far as speed depends on it. By pattern of the name, more special ones first; sizes in 1e9 parameters.
 
-Columns: name, parameters, active parameters (None: all), layers, hidden size, key-value width of one layer (heads x head  # noqa: E501
-dimension; of latent attention latent + rope), layers with full attention (the others have a window or a recurrent state),  # noqa: E501
-vocabulary, tied embeddings.
+Key-value width is of one layer: heads x head dimension, of latent attention latent + rope. `full_layers` have full
+attention, the others a window or a recurrent state. `active` is None where all parameters are.
 """
 
 from __future__ import annotations
@@ -54,8 +53,14 @@ _SHAPES: list[tuple[str, Shape]] = [
     (r"qwen.?3\.[568][-: ]?<2b>", Shape(2.27, None, 24, 2048, 1024, 6, 248320, 1)),
     (r"qwen.?3\.[568][-: ]?<4b>", Shape(4.66, None, 32, 2560, 2048, 8, 248320, 1)),
     (r"qwen.?3\.[568][-: ]?<9b>", Shape(9.65, None, 32, 4096, 2048, 8, 248320, 0)),
-    (r"qwen.?3\.[568][-: ]?<27b>|ornstein-3.6-<27b>|ornstein-hermes-3.6-<27b>", Shape(27.3, None, 64, 5120, 2048, 16, 248320, 0)),  # noqa: E501
-    (r"qwen.?3\.[56][-: ]?<35b>|ornith-1.0-<35b>|ornstein3.6-<35b>|<35b>-a3b|btl-4", Shape(34.66, 3.0, 40, 2048, 1024, 10, 248320, 0)),  # noqa: E501
+    (
+        r"qwen.?3\.[568][-: ]?<27b>|ornstein-3.6-<27b>|ornstein-hermes-3.6-<27b>",
+        Shape(27.3, None, 64, 5120, 2048, 16, 248320, 0),
+    ),
+    (
+        r"qwen.?3\.[56][-: ]?<35b>|ornith-1.0-<35b>|ornstein3.6-<35b>|<35b>-a3b|btl-4",
+        Shape(34.66, 3.0, 40, 2048, 1024, 10, 248320, 0),
+    ),
     (r"qwen.?3\.5[-: ]?<122b>", Shape(122.1, 10.0, 48, 3072, 1024, 12, 248320, 0)),
     (r"gpt-oss.*<20b>", Shape(20.91, 3.6, 24, 2880, 1024, 12, 201088, 0)),
     (r"gpt-oss.*<120b>", Shape(116.83, 5.1, 36, 2880, 1024, 18, 201088, 0)),
@@ -72,14 +77,20 @@ _SHAPES: list[tuple[str, Shape]] = [
     (r"gemma-?2.*<27b>", Shape(27.2, None, 46, 4608, 4096, 23, 256000, 1)),
     (r"gemma.?4.*e2b|gemma.?3n.*e2b", Shape(4.6, 1.9, 35, 1536, 512, 7, 262144, 1)),
     (r"gemma.?4.*e4b|gemma.?3n.*e4b", Shape(7.5, 4.0, 42, 2560, 1024, 7, 262144, 1)),
-    (r"mistral-small|devstral-small|magistral-small|mistral.*<24b>|devstral.*<24b>", Shape(23.57, None, 40, 5120, 2048, 40, 131072, 0)),  # noqa: E501
+    (
+        r"mistral-small|devstral-small|magistral-small|mistral.*<24b>|devstral.*<24b>",
+        Shape(23.57, None, 40, 5120, 2048, 40, 131072, 0),
+    ),
     (r"mistral-nemo|mistral-nemo.*<12b>", Shape(12.25, None, 40, 5120, 2048, 40, 131072, 0)),
     (r"ministral-3.*<3b>", Shape(3.4, None, 26, 3072, 2048, 26, 131072, 1)),
     (r"ministral-3.*<8b>", Shape(8.5, None, 34, 4096, 2048, 34, 131072, 0)),
     (r"ministral-3.*<14b>", Shape(13.5, None, 40, 5120, 2048, 40, 131072, 0)),
     (r"mistral.*<7b>", Shape(7.25, None, 32, 4096, 2048, 32, 32768, 0)),
     (r"mixtral.*8x7b", Shape(46.7, 12.9, 32, 4096, 2048, 32, 32000, 0)),
-    (r"deepseek-coder-v2-lite|deepseek-coder-v2:<16b>|deepseek-v2-lite", Shape(15.7, 2.66, 27, 2048, 576, 27, 102400, 0)),  # noqa: E501
+    (
+        r"deepseek-coder-v2-lite|deepseek-coder-v2:<16b>|deepseek-v2-lite",
+        Shape(15.7, 2.66, 27, 2048, 576, 27, 102400, 0),
+    ),
     (r"deepseek-v4-flash", Shape(291, 13, 43, 4096, 576, 43, 129280, 0)),
     (r"glm-4\.5-air", Shape(110.5, 12, 47, 4096, 2048, 47, 151552, 0)),
     (r"glm-4\.7-flash", Shape(29.94, 3.6, 47, 2048, 576, 47, 154880, 0)),
@@ -93,7 +104,10 @@ _SHAPES: list[tuple[str, Shape]] = [
     (r"laguna-xs", Shape(33, 3.0, 40, 2048, 2048, 10, 100352, 0)),
     (r"laguna-s", Shape(118, 8.0, 48, 3072, 2048, 12, 100352, 0)),
     (r"north-mini-code", Shape(30.5, 3.3, 49, 2048, 1024, 12, 256000, 1)),
-    (r"nemotron-3-nano.*<30b>|nemotron-3-nano-omni|nemotron-cascade-2-<30b>|nemotron3:<33b>|nemotron-cascade-2:<30b>", Shape(31.6, 3.2, 26, 2688, 512, 6, 131072, 0)),  # noqa: E501
+    (
+        r"nemotron-3-nano.*<30b>|nemotron-3-nano-omni|nemotron-cascade-2-<30b>|nemotron3:<33b>|nemotron-cascade-2:<30b>",
+        Shape(31.6, 3.2, 26, 2688, 512, 6, 131072, 0),
+    ),
     (r"nemotron-3-super", Shape(120.67, 12, 44, 4096, 512, 8, 131072, 0)),
     (r"nemotron-3-nano.*<4b>|nemotron-3-nano:<4b>", Shape(4.0, None, 21, 3136, 2048, 4, 131072, 0)),
     (r"kat-coder", Shape(34.66, 3.0, 40, 2048, 1024, 10, 248320, 0)),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from provision.catalog import Catalog, load_catalog
-from provision.domain.hardware import Accelerator, AcceleratorSpec, Machine, MemoryKind, MemoryPool, Origin
+from provision.domain.hardware import Accelerator, AcceleratorSpec, Cpu, Machine, MemoryKind, MemoryPool, Origin
 from provision.domain.llm import (
     AttentionLayers,
     Experts,
@@ -103,10 +103,10 @@ def _times(demands: list[Demand], count: float) -> list[Demand]:
     return [(term, kernel, value * count) for term, kernel, value in demands]
 
 
-def predict(rows: list[Row]) -> list[Row]:
-    """A prediction in tokens/s for each row, or an empty one with its reason."""
-    catalog = load_catalog()
-    efficiency = efficiency_lookup(catalog.efficiency, catalog.intervals)
+def predict(rows: list[Row], catalog: Catalog | None = None, efficiency: EfficiencyModel | None = None) -> list[Row]:
+    """A prediction in tokens/s for each row, or an empty one with its reason; by the catalog's factors if no others."""
+    catalog = catalog or load_catalog()
+    efficiency = efficiency or efficiency_lookup(catalog.efficiency, catalog.intervals)
     return [_predicted(row, catalog, efficiency) for row in rows]
 
 
@@ -184,22 +184,29 @@ def _number(text: str) -> float | None:
 
 _ENGINES = {"llama.cpp": "llamacpp", "": "llamacpp", "ollama (or llama.cpp)": "ollama", "mlx-lm": "mlx"}
 
-_HARDWARE = {"dgx-spark": "nvidia-gb10", "A100 80 GB": "nvidia-a100-sxm-80", "H100 80 GB": "nvidia-h100-sxm",
-             "H100": "nvidia-h100-sxm", "Apple M4 Max": "apple-m4-max-40c", "Apple M4 M4 Max": "apple-m4-max-40c"}  # fmt: skip
+_HARDWARE = {
+    "dgx-spark": "nvidia-gb10",
+    "A100 80 GB": "nvidia-a100-sxm-80",
+    "H100 80 GB": "nvidia-h100-sxm",
+    "H100": "nvidia-h100-sxm",
+    "Apple M4 Max": "apple-m4-max-40c",
+    "Apple M4 M4 Max": "apple-m4-max-40c",
+}
 
 _HOSTS: tuple[tuple[str, float], ...] = (
-    ("epyc 9", 460.8e9), ("epyc", 204.8e9), ("threadripper pro", 204.8e9), ("threadripper 7", 166e9), ("xeon gold", 128e9),
-    ("xeon(r) platinum", 307.2e9), ("e5-26", 76.8e9), ("10900x", 102e9), ("ampereone", 332.8e9), ("snapdragon 888", 51.2e9),
-    ("n150", 38.4e9), ("pi 5", 17.1e9), ("pi cm5", 17.1e9), ("orion o6", 96e9), ("ms-r1", 96e9), ("ryzen ai max", 256e9),
-    ("10600k", 42.7e9), ("m4 max", 546e9), ("7840hs", 89.6e9), ("8745h", 89.6e9), ("ultra 7 155h", 89.6e9),
-    ("ultra 7 258v", 136.5e9), ("ryzen ai 5 340", 89.6e9), ("ryzen ai 7 350", 89.6e9), ("13900", 89.6e9),
-    ("14900", 89.6e9), ("285k", 102.4e9), ("265k", 102.4e9), ("7900x", 83.2e9), ("9950x", 89.6e9), ("7950x", 83.2e9),
-    ("7600x", 83.2e9), ("1270p", 76.8e9), ("3700x", 51.2e9), ("5600x", 51.2e9), ("5950x", 51.2e9), ("3600", 51.2e9),
+    ("epyc 9", 460.8e9), ("epyc", 204.8e9), ("threadripper pro", 204.8e9), ("threadripper 7", 166e9),
+    ("xeon gold", 128e9), ("xeon(r) platinum", 307.2e9), ("e5-26", 76.8e9), ("10900x", 102e9), ("ampereone", 332.8e9),
+    ("snapdragon 888", 51.2e9), ("n150", 38.4e9), ("pi 5", 17.1e9), ("pi cm5", 17.1e9), ("orion o6", 96e9),
+    ("ms-r1", 96e9), ("ryzen ai max", 256e9), ("10600k", 42.7e9), ("m4 max", 546e9), ("7840hs", 89.6e9),
+    ("8745h", 89.6e9), ("ultra 7 155h", 89.6e9), ("ultra 7 258v", 136.5e9), ("ryzen ai 5 340", 89.6e9),
+    ("ryzen ai 7 350", 89.6e9), ("13900", 89.6e9), ("14900", 89.6e9), ("285k", 102.4e9), ("265k", 102.4e9),
+    ("7900x", 83.2e9), ("9950x", 89.6e9), ("7950x", 83.2e9), ("7600x", 83.2e9), ("1270p", 76.8e9), ("3700x", 51.2e9),
+    ("5600x", 51.2e9), ("5950x", 51.2e9), ("3600", 51.2e9),
 )  # fmt: skip
 """Peak bandwidth of the memory that a CPU is sold with: channels x 8 bytes x transfer rate."""
 
-_DEFAULT_HOST_BYTES_PER_S = 51.2e9
-"""Two channels of DDR4-3200, where nothing is said about the host."""
+_DEFAULT_HOST_BYTES_PER_S = 89.6e9
+"""Two channels of DDR5-5600, where nothing is said about the host."""
 
 
 def _setup(
@@ -213,7 +220,8 @@ def _setup(
     devices = int(_number(row["n_devices"]) or 1)
     engine = _ENGINES.get(row["engine"], row["engine"])
     host = _host_bandwidth(row, known=not cpu_only or bool(row["cpu"]))
-    machine = _machine(spec, devices, host, row["hardware_as_reported"])
+    processor = row["cpu"] or (row["hw_id"] if cpu_only else "")
+    machine = _machine(spec, devices, host, row["hardware_as_reported"], processor)
     layers = model.layer_count
     partial = False
     if spec is None:
@@ -230,7 +238,7 @@ def _setup(
         )
     setup = prepare(
         machine, model, build, quantization, engine, placement, efficiency, _cache_type(row["kv_type"]),
-        backend=_backend(row, spec), attention=_attention(row), era="2024" if _year(row["date"]) <= 2024 else "current",
+        backend=_backend(row, spec), attention=_attention(row), era=_era(row["date"]),
         batch_tokens=int(_number(row["n_ubatch"]) or 0) or (2048 if engine in ("vllm", "sglang") else 512),
     )  # fmt: skip
     if setup is None:
@@ -249,7 +257,9 @@ def _accelerator(name: str, catalog: Catalog) -> AcceleratorSpec:
     raise Unpredictable(f"the catalog does not know '{name}' as one device")
 
 
-def _machine(spec: AcceleratorSpec | None, devices: int, host_bytes_per_s: float | None, reported: str) -> Machine:
+def _machine(
+    spec: AcceleratorSpec | None, devices: int, host_bytes_per_s: float | None, reported: str, processor: str
+) -> Machine:
     bandwidth = host_bytes_per_s
     cards: tuple[Accelerator, ...] = ()
     if spec is not None:
@@ -259,7 +269,8 @@ def _machine(spec: AcceleratorSpec | None, devices: int, host_bytes_per_s: float
         if spec.memory_kind is MemoryKind.UNIFIED:
             bandwidth = spec.memory_bandwidth_bytes_per_s
     return Machine(
-        name="row", origin=Origin.DECLARED, memory=MemoryPool(total_bytes=None, bandwidth_bytes_per_s=bandwidth),
+        name="row", origin=Origin.DECLARED, cpu=Cpu(model=processor or None, architecture=None),
+        memory=MemoryPool(total_bytes=None, bandwidth_bytes_per_s=bandwidth),
         accelerators=cards,
     )  # fmt: skip
 
@@ -311,7 +322,11 @@ def _resident(
         return layers, 0
     stated = max(_number(row["n_ctx"]) or 0.0, 0.0)
     cache = sum(
-        g.count * min(max(context, min(stated, 8192.0)), g.window_tokens or 1e9) * g.kv_heads * (g.key_dim + g.value_dim) * 2
+        g.count
+        * min(max(context, min(stated, 8192.0)), g.window_tokens or 1e9)
+        * g.kv_heads
+        * (g.key_dim + g.value_dim)
+        * 2
         for g in model.layers
         if isinstance(g, AttentionLayers)
     )
@@ -327,14 +342,19 @@ def _cache_type(name: str) -> str:
     return "q8_0" if name.startswith(("q8", "fp8", "int8")) else "q4_0" if name.startswith(("q4", "turbo")) else "f16"
 
 
+_BACKENDS = (
+    ("amdvlk", "amdvlk"), ("vulkan", "vulkan"), ("hipblaslt", "rocm-hipblaslt"), ("rocm", "rocm"), ("hip", "rocm"),
+    ("cuda", "cuda"), ("metal", "metal"),
+)  # fmt: skip
+
+
 def _backend(row: Row, spec: AcceleratorSpec | None) -> str | None:
     name = row["backend"].lower()
     if row["engine"] in ("vllm", "sglang", "exllamav3", "hipfire", "mlx", "mlx-lm"):
         return row["engine"].removesuffix("-lm")
     if row["model"].endswith("-mlx"):
         return "mlx"
-    for part, backend in (("amdvlk", "amdvlk"), ("vulkan", "vulkan"), ("hipblaslt", "rocm-hipblaslt"), ("rocm", "rocm"), ("hip", "rocm"), ("cuda", "cuda"),
-                          ("metal", "metal")):  # fmt: skip
+    for part, backend in _BACKENDS:
         if part in name:
             return backend
     if spec is not None and spec.vendor == "amd" and row["engine"] in ("llama.cpp", ""):
@@ -352,8 +372,12 @@ def _attention(row: Row) -> str:
     return "flash" if row["date"][:7] >= "2025-09" and row["date"][:2] == "20" and ".." not in row["date"] else "plain"
 
 
-def _year(date: str) -> int:
-    return int(date[:4]) if date[:4].isdigit() else 2025
+def _era(date: str) -> str:
+    """Of the engine's build, as far as the date of the run tells it: speed has changed much from year to year."""
+    year = date[:4]
+    if ".." in date or "snapshot" in date or not year.isdigit():
+        return "mixed"
+    return "2024" if year <= "2024" else year if year == "2025" else "current"
 
 
 # Which model
@@ -469,7 +493,9 @@ def quantization_of(name: str, model: str, engine: str) -> Quantization:
 
 
 def _quantization(identifier: str, bits: float) -> Quantization:
-    kept = 16.0 if identifier in ("AWQ", "GPTQ", "INT4", "W4A16", "NVFP4", "FP8", "INT8", "W8A8", "BF16", "EXL3") else bits
+    kept = (
+        16.0 if identifier in ("AWQ", "GPTQ", "INT4", "W4A16", "NVFP4", "FP8", "INT8", "W8A8", "BF16", "EXL3") else bits
+    )
     return Quantization(
         id=identifier, container="gguf", bits_per_weight=bits, embedding_bits_per_weight=min(kept, 16.0),
         output_bits_per_weight=min(kept, 16.0), rank=0, provenance={},
@@ -496,7 +522,8 @@ def _build(model: ModelSpec, quantization: Quantization, stated: str) -> ModelBu
         idle = 1 - model.active_parameters / parameters
         experts = min(0.98 * repeating, idle * size / (1 - model.experts.used / model.experts.count))
     build = ModelBuild(
-        model=model.id, quantization=quantization.id, weights_bytes=round(size), precision=Precision.ROUNDED,
+        model=model.id, quantization=quantization.id, weights_bytes=round(size),
+        precision=Precision.EXACT if _number(stated) else Precision.ROUNDED,
         layout=WeightLayout(
             embedding_bytes=round(embedding), output_bytes=round(output), layer_bytes=(per_layer,) * model.layer_count,
             expert_bytes=(round(experts / model.layer_count),) * model.layer_count if experts else (),

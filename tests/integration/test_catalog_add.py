@@ -106,14 +106,14 @@ def test_one_quantization_or_file_can_be_chosen(hub: Hub, choice: str) -> None:
 
 def test_a_mix_that_the_catalog_lacks_comes_with_its_bits(hub: Hub) -> None:
     tensors = llama_tensors(kind=Q4_K)
-    hub.add("x/Own-GGUF", "own-UD-Q4_K_XL.gguf", gguf_files.whole(llama() | {"general.file_type": 15}, tensors))
+    hub.add("x/Own-GGUF", "own-UD-IQ1_NL.gguf", gguf_files.whole(llama() | {"general.file_type": 15}, tensors))
     run = _add(hub, what="hf:x/Own-GGUF")
     (mix,) = run.json["data"]["quantizations"]
-    assert (mix["id"], mix["container"]) == ("UD-Q4_K_XL", "gguf")
+    assert (mix["id"], mix["container"]) == ("UD-IQ1_NL", "gguf")
     assert 4.5 < mix["bits_per_weight"] < 4.7
     assert run_cli("estimate", "own", *_MACHINE, "--context", "2k").code == 0
     assert run_cli("catalog", "check").code == 0
-    hub.add("x/Own-GGUF", "own-UD-Q4_K_XL.gguf", gguf_files.whole(llama() | {"general.file_type": 15}, tensors))
+    hub.add("x/Own-GGUF", "own-UD-IQ1_NL.gguf", gguf_files.whole(llama() | {"general.file_type": 15}, tensors))
     assert _add(hub, "--name", "own-2", what="hf:x/Own-GGUF").json["data"]["quantizations"] == []
     assert run_cli("catalog", "remove", "own").code == 0
     assert run_cli("estimate", "own-2", *_MACHINE, "--context", "2k").code == 0  # still has its mix
@@ -306,8 +306,8 @@ def test_a_server_that_drips_is_not_waited_for(hub: Hub, monkeypatch: pytest.Mon
 
 def test_a_repository_of_countless_files_is_not_read_whole(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(found, "_MOST_HEADERS", 3)
-    for label in ("XXS", "XS", "S", "M"):
-        hub.add("x/Many-GGUF", f"many-UD-IQ2_{label}.gguf", b"x")
+    for label in ("IQ1_XXS", "IQ1_XS", "IQ1_NL", "Q2_K_XXL"):
+        hub.add("x/Many-GGUF", f"many-UD-{label}.gguf", b"x")
     error = _error(_add(hub, what="hf:x/Many-GGUF"))
     assert error["code"] == "too-many-files"
     assert not any("resolve" in asked.path for asked in hub.requests)

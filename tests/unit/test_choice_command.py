@@ -139,6 +139,21 @@ def test_the_room_of_what_is_selected_is_true():
     assert "Room without moving anything to the host:" in text
 
 
+@pytest.mark.parametrize("model", ["qwen3:30b", "qwen3-coder:30b"])
+def test_of_a_mixture_that_does_not_fit_the_experts_leave_first_which_is_faster(model):
+    asked = ("estimate", model, "--quant", "Q4_K_M", "--tier", "workstation-minimum", "--json")
+    (by_experts,) = run_cli(*asked).json["data"]["cases"]
+    (by_layers,) = run_cli(*asked, "--engine", "ollama@0.24.0").json["data"]["cases"]
+    placed = by_experts["placement"]
+    assert placed["gpu_layers"] == placed["layers"]
+    assert 0 < placed["expert_layers_on_host"] < placed["layers"]
+    assert by_layers["placement"]["gpu_layers"] < placed["layers"]
+    fast, slow = (c["speed"]["decode_tokens_per_s"]["expected"] for c in (by_experts, by_layers))
+    assert fast > slow
+    (told,) = (f["message"] for f in by_experts["findings"] if f["code"] == "partial-offload")
+    assert f"all but the experts of {placed['expert_layers_on_host']} of {placed['layers']} layers do" in told
+
+
 THREE = ("--model", "qwen2.5-coder:14b", "--model", "llama3.1:8b", "--model", "nomic-embed-text", "--context", "16k")
 
 

