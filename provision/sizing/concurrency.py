@@ -49,7 +49,7 @@ def system_output(
         # How much arithmetic a batch costs is not known: between no gain at all and all that memory allows.
         expected = max(decode.expected, sqrt(decode.expected * most))
         return _range(expected, min(decode.low, expected), max(most, expected), ceiling, decode)
-    interval = setup.interval("together")
+    interval = setup.intervals["together"]
     bound: BoundBy = decode.bound_by
     if setup.step_s(depth_tokens, users) > 2 * setup.step_s(depth_tokens):
         bound = "compute"

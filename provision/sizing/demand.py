@@ -7,6 +7,7 @@ arithmetic, and what every layer costs whatever its size. Left out: sampling on 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from provision.domain.llm import (
@@ -18,7 +19,7 @@ from provision.domain.llm import (
     StateLayers,
 )
 from provision.sizing.cached import by_identity
-from provision.sizing.efficiency import Coefficients, Kernel
+from provision.sizing.efficiency import Kernel
 from provision.sizing.weights import layout
 
 LAYER_S = 1e-5
@@ -30,8 +31,8 @@ REQUEST_S = 1e-2
 DEFAULT_LINK_BYTES_PER_S = 15.754e9
 """PCIe 3.0 x16, where the link is not known."""
 
-Demand = tuple[str, Kernel, float]
-"""Term, who carries it, and seconds at the full rate; times its coefficient it is the expected time."""
+Demand = tuple[str, int, float]
+"""Term, number of the share that carries it, and seconds at the full rate; times its coefficient the expected time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,29 +154,28 @@ def decode_demands(
     """One step in which each of `users` gets one token."""
     cache = work.cache_bytes(depth_tokens, bytes_per_value) * users
     demands: list[Demand] = []
-    for share in shares:
-        kernel, bandwidth = share.kernel, share.bandwidth_bytes_per_s
-        demands.append(("memory", kernel, share.weights_bytes(work, users) / bandwidth))
-        demands.append(("cache", kernel, share.layers * cache / share.devices / bandwidth))
+    for number, share in enumerate(shares):
+        bandwidth = share.bandwidth_bytes_per_s
+        demands.append(("memory", number, share.weights_bytes(work, users) / bandwidth))
+        demands.append(("cache", number, share.layers * cache / share.devices / bandwidth))
         layers = share.layers * work.layers
-        demands.append(("layer", kernel, layers * LAYER_S))
+        demands.append(("layer", number, layers * LAYER_S))
         if work.expert_layers:
-            demands.append(("experts", kernel, share.experts * work.expert_layers * LAYER_S))
+            demands.append(("experts", number, share.experts * work.expert_layers * LAYER_S))
         if work.active_parameters:
             operations = 2 * work.active_parameters * (share.layers + share.experts) / 2 / share.devices
             if share.fp32_flops_per_s:
-                demands.append(("compute", kernel, operations / share.fp32_flops_per_s))
+                demands.append(("compute", number, operations / share.fp32_flops_per_s))
             rate = share.fp16_flops_per_s or share.fp32_flops_per_s
             if users > 1 and rate:
-                demands.append(("batch", kernel, operations * (users - 1) / rate))
+                demands.append(("batch", number, operations * (users - 1) / rate))
         if share.devices > 1:
-            demands.append(("sync", kernel, layers * LAYER_S))
-    first = shares[0].kernel
-    demands.append(("step", first, STEP_S))
+            demands.append(("sync", number, layers * LAYER_S))
+    demands.append(("step", 0, STEP_S))
     if len(shares) > 1:
-        demands.append(("hop", first, (len(shares) - 1) * SEQUENCE_S))
+        demands.append(("hop", 0, (len(shares) - 1) * SEQUENCE_S))
     if users > 1:
-        demands.append(("sequence", first, (users - 1) * SEQUENCE_S))
+        demands.append(("sequence", 0, (users - 1) * SEQUENCE_S))
     return demands
 
 
@@ -194,30 +194,26 @@ def prompt_demands(
     total = prompt_tokens * prompts
     steps = max(1.0, total / batch_tokens)
     tokens = min(total, batch_tokens)
-    for share in shares:
+    for number, share in enumerate(shares):
         rate = share.fp16_flops_per_s or share.fp32_flops_per_s
         if not rate:
             return None
-        kernel, part = share.kernel, (share.layers + share.experts) / 2
-        demands.append(("prompt_compute", kernel, 2 * work.active_parameters * part * total / rate / share.devices))
+        part = (share.layers + share.experts) / 2
+        demands.append(("prompt_compute", number, 2 * work.active_parameters * part * total / rate / share.devices))
         pairs = total * (depth_tokens + prompt_tokens / 2)
         operations = work.attention_flops_per_pair * share.layers * pairs
-        demands.append(("prompt_attention", kernel, operations / rate / share.devices))
+        demands.append(("prompt_attention", number, operations / rate / share.devices))
         streamed = share.weights_bytes(work, tokens)
-        demands.append(("prompt_memory", kernel, steps * streamed / share.bandwidth_bytes_per_s))
-        demands.append(("prompt_layer", kernel, steps * share.layers * work.layers * LAYER_S))
+        demands.append(("prompt_memory", number, steps * streamed / share.bandwidth_bytes_per_s))
+        demands.append(("prompt_layer", number, steps * share.layers * work.layers * LAYER_S))
         if share.devices > 1:
             # Two sums over all devices a layer, of 16-bit activations; each device sends nearly twice that.
             exchanged = 2 * share.layers * work.layers * work.hidden_size * 2 * total * 2 * (1 - 1 / share.devices)
-            demands.append(("prompt_sync", kernel, exchanged / (share.link_bytes_per_s or DEFAULT_LINK_BYTES_PER_S)))
-    demands.append(("prompt_request", shares[0].kernel, REQUEST_S))
+            demands.append(("prompt_sync", number, exchanged / (share.link_bytes_per_s or DEFAULT_LINK_BYTES_PER_S)))
+    demands.append(("prompt_request", 0, REQUEST_S))
     return demands
 
 
-def seconds(demands: list[Demand], coefficients: dict[Kernel, Coefficients]) -> float:
-    """Expected time: each demand times its coefficient and its device's own factor."""
-    total = 0.0
-    for term, kernel, ideal_s in demands:
-        found = coefficients[kernel]
-        total += ideal_s * getattr(found, term) * found.whole
-    return total
+def seconds(demands: list[Demand], coefficients: Sequence[Mapping[str, float]]) -> float:
+    """Expected time: each demand times the coefficient that its share has for its term."""
+    return sum(ideal_s * coefficients[number][term] for term, number, ideal_s in demands)

@@ -9,9 +9,10 @@ A circumstance that no table knows counts as 1, so that a card never measured ge
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import get_args
 
-from provision.domain.llm import Efficiency, ModelSpec, SpeedInterval
+from provision.domain.llm import Efficiency, ModelSpec, SpeedInterval, SpeedTerm
 
 REFERENCE_BANDWIDTH_BYTES_PER_S = 300e9
 """Of the factors by bandwidth: about the middle of what was measured, on a logarithmic scale."""
@@ -56,33 +57,16 @@ class Kernel:
         return _RUNTIMES.get(self.engine, self.engine)
 
 
+TERMS: tuple[str, ...] = get_args(SpeedTerm)
+
+
 @dataclass(frozen=True, slots=True)
 class Coefficients:
-    """Product of the factors of each term, for one kernel."""
+    """Product of the factors of each term, for one kernel; the device's own factor is in every one."""
 
-    whole: float
-    memory: float
-    cache: float
-    compute: float
-    layer: float
-    experts: float
-    step: float
-    hop: float
-    sync: float
-    batch: float
-    sequence: float
-    request: float
-    prompt_compute: float
-    prompt_attention: float
-    prompt_memory: float
-    prompt_layer: float
-    prompt_sync: float
-    prompt_request: float
+    by_term: dict[str, float]
     measured: bool
     """Whether this very device is among the measurements."""
-
-
-TERMS = tuple(f.name for f in fields(Coefficients) if f.name != "measured")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +88,7 @@ class EfficiencyModel:
             (i.measure, i.group): Interval(i.low_ratio, i.high_ratio) for i in intervals
         }
         self._known: dict[Kernel, Coefficients | None] = {}
+        self._by_kernel: dict[tuple[Kernel, bool, bool, bool, bool], dict[str, Interval]] = {}
 
     def __call__(self, kernel: Kernel) -> Coefficients | None:
         try:
@@ -121,7 +106,9 @@ class EfficiencyModel:
         for scope, factors in self._exponents:
             exponent = factors.get(key_of(kernel, scope), 0.0)
             products["memory"] *= (kernel.bandwidth_bytes_per_s / REFERENCE_BANDWIDTH_BYTES_PER_S) ** exponent
-        return Coefficients(**products, measured=kernel.device in self._devices)
+        whole = products.pop("whole")
+        by_term = {term: value if term.startswith("prompt") else value * whole for term, value in products.items()}
+        return Coefficients(by_term=by_term, measured=kernel.device in self._devices)
 
     def interval(self, measure: str, groups: Iterable[str]) -> Interval:
         """Of the first group that has one."""
@@ -130,6 +117,18 @@ class EfficiencyModel:
             if found is not None:
                 return found
         return Interval(0.5, 1.5)
+
+    def intervals(
+        self, kernel: Kernel, *, measured: bool, devices: int, partial: bool, sized: bool
+    ) -> dict[str, Interval]:
+        """By measure, worked out once for a kernel."""
+        key = (kernel, measured, devices > 1, partial, sized)
+        found = self._by_kernel.get(key)
+        if found is None:
+            groups = interval_groups(kernel, measured, devices=devices, partial=partial, sized=sized)
+            found = {measure: self.interval(measure, groups) for measure in ("decode", "prefill", "together")}
+            self._by_kernel[key] = found
+        return found
 
 
 EfficiencyOf = EfficiencyModel

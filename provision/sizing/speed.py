@@ -13,6 +13,7 @@ the whole published weight file, input embedding table included; the expected va
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from provision.domain.hardware import Machine
@@ -22,15 +23,12 @@ from provision.sizing.concurrency import system_output
 from provision.sizing.demand import Demand, Share, Traffic, decode_demands, prompt_demands, seconds, traffic
 from provision.sizing.efficiency import (
     HOST_CLASS,
-    Coefficients,
-    EfficiencyModel,
     EfficiencyOf,
     Interval,
     Kernel,
     backend_of,
     efficiency_lookup,
     family_of,
-    interval_groups,
     is_moe,
 )
 from provision.sizing.memory import KV_BYTES_PER_VALUE
@@ -53,8 +51,10 @@ class Setup:
 
     work: Traffic
     shares: tuple[Share, ...]
-    coefficients: dict[Kernel, Coefficients]
-    efficiency: EfficiencyModel
+    coefficients: tuple[Mapping[str, float], ...]
+    """By share and term."""
+    intervals: Mapping[str, Interval]
+    basis: Basis
     devices: int
     partial: bool
     kv_bytes_per_value: float
@@ -62,23 +62,6 @@ class Setup:
     sized: bool
     """Whether the size of the weights is a published file's, not an estimate."""
     batch_tokens: int = 512
-
-    @property
-    def main(self) -> Share:
-        """The share that takes longest to stream, which the interval and the origin are told by."""
-        return max(self.shares, key=lambda s: s.weights_bytes(self.work) / s.bandwidth_bytes_per_s)
-
-    @property
-    def measured(self) -> bool:
-        return all(c.measured for k, c in self.coefficients.items() if k.device_class != HOST_CLASS or not self.partial)
-
-    @property
-    def basis(self) -> Basis:
-        return "measured_elsewhere" if self.measured and not self.partial else "computed"
-
-    def interval(self, measure: str) -> Interval:
-        groups = interval_groups(self.shares[0].kernel, self.measured, devices=self.devices, partial=self.partial)
-        return self.efficiency.interval(measure, groups)
 
     def step_demands(self, depth_tokens: float, users: float = 1.0) -> list[Demand]:
         return decode_demands(self.work, self.shares, depth_tokens, self.kv_bytes_per_value, users)
@@ -125,21 +108,19 @@ class Setup:
             total += 2 * self.work.active_parameters * part * prompt_tokens / rate / share.devices
         return total
 
-    def bound_by(self, depth_tokens: float) -> BoundBy:
+    def bound_by(self, demands: Sequence[Demand]) -> BoundBy:
         """What takes the largest part of a step."""
         sums: dict[BoundBy, float] = {"bandwidth": 0.0, "compute": 0.0, "interconnect": 0.0, "host_memory": 0.0}
-        hosts = {share.kernel for share in self.shares if share.is_host}
-        for demand in self.step_demands(depth_tokens):
-            term, kernel, _ = demand
+        for term, number, ideal_s in demands:
             kind: BoundBy = "bandwidth"
             if term in ("compute", "batch"):
                 kind = "compute"
             elif term in ("sync", "hop"):
                 kind = "interconnect"
-            if kind == "bandwidth" and kernel in hosts:
+            elif self.shares[number].is_host:
                 kind = "host_memory"
-            sums[kind] += seconds([demand], self.coefficients)
-        return max(sums, key=lambda kind: sums[kind])
+            sums[kind] += ideal_s * self.coefficients[number][term]
+        return max(sums, key=sums.__getitem__)
 
 
 def speed(
@@ -252,22 +233,27 @@ def prepare(
                 is_host=True,
             )
         )
-    coefficients: dict[Kernel, Coefficients] = {}
-    for share in shares:
-        found = efficiency_of(share.kernel)
-        if found is None:
-            return None
-        coefficients[share.kernel] = found
+    found = [efficiency_of(share.kernel) for share in shares]
+    coefficients = [one.by_term for one in found if one is not None]
+    if len(coefficients) < len(shares):
+        return None
+    partial = bool(used) and (host_layers > 0 or on_host > 0)
+    measured = found[0] is not None and found[0].measured
+    sized = build.precision is not Precision.ROUNDED
+    devices = max(parallel, len(used))
     return Setup(
         work=traffic(model, build, quantization),
         shares=tuple(shares),
-        coefficients=coefficients,
-        efficiency=efficiency_of,
-        devices=max(parallel, len(used)),
-        partial=bool(used) and (host_layers > 0 or on_host > 0),
+        coefficients=tuple(coefficients),
+        intervals=efficiency_of.intervals(
+            shares[0].kernel, measured=measured, devices=devices, partial=partial, sized=sized
+        ),
+        basis="measured_elsewhere" if measured and not partial else "computed",
+        devices=devices,
+        partial=partial,
         kv_bytes_per_value=KV_BYTES_PER_VALUE.get(kv_cache_type, 2.0),
         family=family,
-        sized=build.precision is not Precision.ROUNDED,
+        sized=sized,
         batch_tokens=batch_tokens,
     )
 
@@ -275,8 +261,9 @@ def prepare(
 def decode_range(setup: Setup, depth_tokens: float) -> SpeedRange:
     """One user's tokens per second behind that many tokens of context."""
     ceiling = 1 / setup.limit_s(depth_tokens)
-    expected = min(1 / setup.step_s(depth_tokens), ceiling)
-    return ranged(setup, "decode", expected, ceiling, setup.bound_by(depth_tokens))
+    demands = setup.step_demands(depth_tokens)
+    expected = min(1 / seconds(demands, setup.coefficients), ceiling)
+    return ranged(setup, "decode", expected, ceiling, setup.bound_by(demands))
 
 
 def prefill_range(setup: Setup, prompt_tokens: float, depth_tokens: float = 0.0) -> SpeedRange | None:
@@ -291,7 +278,7 @@ def prefill_range(setup: Setup, prompt_tokens: float, depth_tokens: float = 0.0)
 
 def ranged(setup: Setup, measure: str, expected: float, ceiling: float, bound_by: BoundBy) -> SpeedRange:
     """With the interval of the setup's group, cut at the ceiling."""
-    interval = setup.interval(measure)
+    interval = setup.intervals[measure]
     expected = min(expected, ceiling)
     return SpeedRange(
         expected=expected,

@@ -204,7 +204,7 @@ class _Neutral(EfficiencyModel):
         super().__init__(())
 
     def _coefficients(self, kernel: Kernel) -> Coefficients:
-        return Coefficients(**dict.fromkeys(TERMS, 1.0), measured=True)
+        return Coefficients(by_term=dict.fromkeys(TERMS, 1.0), measured=True)
 
 
 # The fit
@@ -242,7 +242,8 @@ class Problem:
 
         cell, ideal, indices, factors = [], [], [], []
         for number, item in enumerate(cells):
-            for term, kernel, seconds in item.demands:
+            for term, share, seconds in item.demands:
+                kernel = item.case.setup.shares[share].kernel
                 if seconds > 0:
                     cell.append(number)
                     ideal.append(seconds)
@@ -438,7 +439,8 @@ def toml_of(records: Sequence[Efficiency], intervals: Sequence[SpeedInterval]) -
     for interval in intervals:
         blocks.append(
             f'[[interval]]\nmeasure = "{interval.measure}"\ngroup = "{interval.group}"\n'
-            f"low_ratio = {interval.low_ratio}\nhigh_ratio = {interval.high_ratio}\nsamples = {interval.samples}\nsources = {interval.sources}\n"
+            f"low_ratio = {interval.low_ratio}\nhigh_ratio = {interval.high_ratio}\n"
+            f"samples = {interval.samples}\nsources = {interval.sources}\n"
             f'source = "{interval.source}"'
         )
     return HEAD + "\n\n".join(blocks) + "\n"

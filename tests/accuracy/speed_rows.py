@@ -71,7 +71,7 @@ class Case:
             tokens = self.output_tokens if self.with_request else 1.0
             steps = _times(setup.step_demands(depth), tokens)
             if self.with_request:
-                steps.append(("request", setup.shares[0].kernel, REQUEST_S))
+                steps.append(("request", 0, REQUEST_S))
             return tokens, steps
         prompts = setup.prompt_demands(max(1.0, self.prompt_tokens), depth if "prefill" in self.metric else 0.0, users)
         if "prefill" in self.metric:
@@ -100,7 +100,7 @@ class Case:
 
 
 def _times(demands: list[Demand], count: float) -> list[Demand]:
-    return [(term, kernel, value * count) for term, kernel, value in demands]
+    return [(term, number, value * count) for term, number, value in demands]
 
 
 def predict(rows: list[Row], catalog: Catalog | None = None, efficiency: EfficiencyModel | None = None) -> list[Row]:
@@ -121,7 +121,7 @@ def _predicted(row: Row, catalog: Catalog, efficiency: EfficiencyModel) -> Row:
     else:
         expected = tokens / seconds(demands, case.setup.coefficients)
     ceiling = tokens / case.limit_s()
-    interval = case.setup.interval(case.measure)
+    interval = case.setup.intervals[case.measure]
     expected = min(expected, ceiling)
     low, high = expected * interval.low_ratio, min(expected * interval.high_ratio, ceiling)
     figures = (f"{x:.5g}" for x in (expected, min(low, expected), max(high, expected), max(ceiling, expected)))
