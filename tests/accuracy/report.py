@@ -50,12 +50,13 @@ def document() -> str:
     speeds, memories = committed.rows()
     predicted = peers.our_speeds(speeds)
     buffers = peers.our_memory(memories)
-    held_out = committed.held_out()
     parts = [
         _HEAD,
         "## Speed\n",
         _measured_speeds(speeds),
-        _speed_table(speeds, predicted, held_out),
+        _speed_table(speeds, predicted),
+        "### On sources and devices left out of the fit\n",
+        committed.fit_report(),
         "## Speed: ours and other tools', on the same rows\n",
         _PEERS,
         _peer_table(peers.speed_lines(speeds, predicted)),
@@ -117,17 +118,12 @@ def _measured_memory(rows: Sequence[Row]) -> str:
 # Tables
 
 
-def _speed_table(
-    rows: Sequence[Row],
-    predicted: Mapping[str, Row],
-    held_out: Mapping[str, Mapping[str, tuple[float, float, float]]],
-) -> str:
-    """Errors in-sample, and of fits that had not seen the source, or the device."""
+def _speed_table(rows: Sequence[Row], predicted: Mapping[str, Row]) -> str:
+    """In-sample errors by class."""
     values = {i: v for i, p in predicted.items() if (v := number(p, "expected")) is not None}
     lines = [
-        "| class | rows | cells | devices | predicted | MdAPE | p90 | within 20 % | inside "
-        "| source held out: MdAPE | p90 | inside | device held out: MdAPE | p90 | inside |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| class | rows | cells | devices | predicted | MdAPE | p90 | within 20 % | inside the 80 % interval |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, rule in _CLASSES.items():
         chosen = [row for row in rows if number(row, "tok_per_s") and rule(row)]
@@ -140,10 +136,6 @@ def _speed_table(
             name, f"{len(chosen):,}", str(found.n if found else 0), str(len({row["hw_id"] for row in chosen})),
             f"{told:.0%}", _share(found, "mdape"), _share(found, "p90"), _share(found, "within_20", 0), inside,
         ]  # fmt: skip
-        for group in ("source", "device"):
-            apart = errors(scoring.cells(chosen, {i: expected for i, (expected, _, _) in held_out[group].items()}))
-            bounds = {i: (low, high) for i, (_, low, high) in held_out[group].items()}
-            cells += [_share(apart, "mdape"), _share(apart, "p90"), _inside(chosen, bounds)]
         lines.append(f"| {' | '.join(cells)} |")
     above = sum(value > (number(predicted[i], "ceiling") or float("inf")) * (1 + 1e-9) for i, value in values.items())
     lines.append(f"\nPredictions above their own ceiling: {above} of {len(values):,}.")
@@ -299,7 +291,7 @@ _PEERS = f"""The other tools' published formulas ({_VERSIONS}),
 restated in `tests/accuracy/peer_formulas.py` and given the true bandwidth, parameters and architecture of each
 row: a card or model that is missing from a tool's own tables, or wrong in them, is not counted against it. Cells
 as above; n differs where a formula needs what is not known of a row. Our figures here are in-sample: the fit has
-seen these rows. Compare the columns "held out" above.
+seen these rows. Compare what it does on those left out of it, above.
 """
 
 _PEER_MEMORY = """Logs with every layer on accelerators, no tensor moved by hand and an unquantized cache; the sum
@@ -315,15 +307,15 @@ _WEAK = """Besides:
 - Speculative decoding is never predicted as a measured speed: what it brings depends on the text.
 - Concurrent serving is measured on few rigs; one of them makes up most of it.
 - A device whose class was never measured gets no speed; a card of a known class that was never measured gets
-  the class's figures, with the error of the columns "device held out".
+  the class's figures, with the error of devices left out of the fit.
 """
 
 _METHOD = """## Method
 
 Predictions come from `tests/accuracy/predict.py`, which sees a row without its measured columns, and never its
 id or source. Speeds are judged on rows without a flag (suspect, contended, cached, mixed or mislabelled runs
-are flagged in the data, each with its reason). "Source held out" and "device held out" are from fits of the same
-model without this device's rows from that source, and without the device (`python -m tests.accuracy.held_out`).
+are flagged in the data, each with its reason). The first table is in-sample, the second is of fits of the same
+model without a source's rows of a device, and without the device.
 Memory is not fitted: its formulas follow the engines' allocation, and the logs only check them.
 
 To judge it on other measurements of the same form: `python -m tests.accuracy.acceptance FOLDER`; beside the
