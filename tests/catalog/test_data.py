@@ -229,9 +229,7 @@ def test_better_quantizations_are_larger():
 
 def test_each_card_has_a_class_that_was_measured():
     catalog = load_catalog()
-    measured = {
-        key for e in catalog.efficiency if (e.term, e.scope) == ("memory", "device_class") for key in e.factors
-    }
+    measured = {key for e in catalog.efficiency if (e.term, e.scope) == ("memory", "device_class") for key in e.factors}
     assert {spec.device_class for spec in catalog.accelerators} <= measured
 
 

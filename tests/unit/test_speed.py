@@ -48,9 +48,7 @@ def test_a_joined_scope_needs_every_part():
 
 def test_wider_buses_are_harder_to_fill():
     model = efficiency_lookup([CLASS, table("memory", "bandwidth^vendor", nvidia=0.5)])
-    assert model(replace(KERNEL, bandwidth_bytes_per_s=1200e9)).by_term["memory"] == pytest.approx(
-        2.4
-    )
+    assert model(replace(KERNEL, bandwidth_bytes_per_s=1200e9)).by_term["memory"] == pytest.approx(2.4)
 
 
 def test_a_class_that_nobody_measured_has_no_speed():
