@@ -427,7 +427,12 @@ def _typical(name: str, total: float | None, used: float | None, moe: str) -> Sh
 
 def _stand_in(name: str, shape: Shape, *, mixture: bool) -> ModelSpec:
     groups: list[Layers] = [
-        AttentionLayers(count=shape.full_layers, kv_heads=1, key_dim=shape.kv_width, value_dim=shape.kv_width)
+        AttentionLayers(
+            count=shape.full_layers,
+            kv_heads=1,
+            key_dim=shape.kv_width // 2,
+            value_dim=shape.kv_width - shape.kv_width // 2,
+        )
     ]
     if shape.full_layers < shape.layers:
         rest = shape.layers - shape.full_layers
@@ -435,7 +440,11 @@ def _stand_in(name: str, shape: Shape, *, mixture: bool) -> ModelSpec:
             window = 128 if "gpt-oss" in name else 1024
             groups.append(
                 AttentionLayers(
-                    count=rest, kv_heads=1, key_dim=shape.kv_width, value_dim=shape.kv_width, window_tokens=window
+                    count=rest,
+                    kv_heads=1,
+                    key_dim=shape.kv_width // 2,
+                    value_dim=shape.kv_width - shape.kv_width // 2,
+                    window_tokens=window,
                 )
             )
         else:
