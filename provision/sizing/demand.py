@@ -187,15 +187,24 @@ def prompt_demands(
     batch_tokens: int = 512,
     prompts: float = 1.0,
 ) -> list[Demand] | None:
-    """Reading `prompts` prompts of `prompt_tokens` behind `depth_tokens` of context; None where a rate is not known."""
+    """Reading `prompts` prompts of `prompt_tokens` behind `depth_tokens` of context; None where a rate is not known.
+
+    llama.cpp computes prompts on the accelerator also for layers that lie in host memory, and copies their weights over
+    the link once a step.
+    """
     if not work.active_parameters:
         return None
     demands: list[Demand] = []
     total = prompt_tokens * prompts
     steps = max(1.0, total / batch_tokens)
     tokens = min(total, batch_tokens)
-    for number, share in enumerate(shares):
-        rate = share.fp16_flops_per_s or share.fp32_flops_per_s
+    for index, share in enumerate(shares):
+        copied = share.is_host and not shares[0].is_host
+        rate, bus = share.fp16_flops_per_s or share.fp32_flops_per_s, share.bandwidth_bytes_per_s
+        number = 0 if copied else index
+        if copied:
+            rate = shares[0].fp16_flops_per_s or shares[0].fp32_flops_per_s
+            bus = min(bus, shares[0].link_bytes_per_s or DEFAULT_LINK_BYTES_PER_S)
         if not rate:
             return None
         part = (share.layers + share.experts) / 2
@@ -204,7 +213,7 @@ def prompt_demands(
         operations = work.attention_flops_per_pair * share.layers * pairs
         demands.append(("prompt_attention", number, operations / rate / share.devices))
         streamed = share.weights_bytes(work, tokens)
-        demands.append(("prompt_memory", number, steps * streamed / share.bandwidth_bytes_per_s))
+        demands.append(("prompt_memory", number, steps * streamed / bus))
         demands.append(("prompt_layer", number, steps * share.layers * work.layers * LAYER_S))
         if share.devices > 1:
             # Two sums over all devices a layer, of 16-bit activations; each device sends nearly twice that.

@@ -99,12 +99,13 @@ class Setup:
         if not self.work.active_parameters:
             return None
         total = 0.0
-        for share in self.shares:
+        for own in self.shares:
+            share = self.shares[0] if own.is_host else own  # prompts are computed on the accelerator where there is one
             rate = max(share.fp16_flops_per_s or 0.0, 0.0) * _RATE_OF_FAMILY.get(self.family, 1.0)
             rate = max(rate, _VECTOR_RATE * (share.fp32_flops_per_s or 0.0))
             if not rate:
                 return None
-            part = (share.layers + share.experts) / 2
+            part = (own.layers + own.experts) / 2
             total += 2 * self.work.active_parameters * part * prompt_tokens / rate / share.devices
         return total
 

@@ -190,3 +190,13 @@ def test_measurements_that_say_nothing_change_nothing():
     speed = predicted()
     other_engine = replace(measured(50, 100), engine="vllm")
     assert calibrated(speed, "llama3.1:8b", "Q4_K_M", "llamacpp", [other_engine]) == speed
+
+
+def test_prompts_of_layers_on_the_host_wait_for_the_link_and_not_for_the_cpu():
+    slow, fast = (replace(card(), pcie=pcie) for pcie in ("PCIe 3.0 x16", "PCIe 5.0 x16"))
+    half = Placement(gpu_layers=16, layers=32, split=(16,))
+    over_slow, over_fast = (setup(machine(where), half).prompt_s(512) for where in (slow, fast))
+    resident = setup(machine(slow)).prompt_s(512)
+    assert resident < over_fast < over_slow
+    spilled_bytes = 0.5 * traffic(LLAMA_8B, LLAMA_Q4, Q4_K_M).shared_bytes
+    assert over_slow - over_fast == pytest.approx(spilled_bytes / 15.76e9 - spilled_bytes / 63.0e9, rel=0.01)
