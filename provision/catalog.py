@@ -13,9 +13,10 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +39,7 @@ from provision.domain.llm import (
     Source,
     SpeedInterval,
     Tier,
+    WeightLayout,
 )
 from provision.errors import InvalidFile, UsageError
 from provision.resources import cache_dir, data_dir, user_data_dir
@@ -101,6 +103,24 @@ class Catalog:
     quantizations: tuple[Quantization, ...] = ()
     sources: tuple[Source, ...] = ()
     tiers: tuple[Tier, ...] = ()
+    layouts: tuple[WeightLayout | None, ...] = ()
+    """Of `builds`, one each, worked out when the catalog was read; None where that is left to who asks."""
+
+    @cached_property
+    def sized_builds(self) -> dict[str, tuple[tuple[ModelSpec, ModelBuild, Quantization], ...]]:
+        """Every build with its records, by model; sizing knows their layouts from now on."""
+        from provision.sizing import weights
+
+        models = {model.id: model for model in self.models}
+        named = {entry.id: entry for entry in self.quantizations}
+        found: dict[str, list[tuple[ModelSpec, ModelBuild, Quantization]]] = defaultdict(list)
+        for build, layout in zip_longest(self.builds, self.layouts):
+            if build.model in models and build.quantization in named:
+                records = (models[build.model], build, named[build.quantization])
+                found[build.model].append(records)
+                if layout is not None:
+                    weights.layout.remember(layout, *records)
+        return {model: tuple(builds) for model, builds in found.items()}
 
     def model(self, name: str) -> ModelSpec:
         """By id, alias, or the tag of one of its builds; case and a trailing `:latest` do not matter."""
@@ -244,15 +264,33 @@ def load_catalog(extra: Path | None = None) -> Catalog:
     revision = content.hexdigest()[:12]
     for part in (provision.__version__, sys.version):
         content.update(part.encode())
-    for module in (__file__, _llm.__file__, _hardware.__file__):
-        # A record pickled by other code may lack a field.
+    for module in (__file__, _llm.__file__, _hardware.__file__, *_code_of_layouts()):
+        # A record pickled by other code may lack a field, or have been worked out otherwise.
         content.update(Path(module).read_bytes())
     cached = cache_dir() / f"catalog-{content.hexdigest()}.pickle"
     catalog = _read_cache(cached)
     if catalog is None:
         catalog = _assemble(files, revision)
+        catalog = replace(catalog, layouts=_layouts(catalog))
         _write_cache(cached, catalog)
     return catalog
+
+
+def _code_of_layouts() -> list[str]:
+    folder = Path(provision.__path__[0]) / "sizing"
+    return [str(folder / name) for name in ("quantization_mix.py", "tensors.py", "weights.py")]
+
+
+def _layouts(catalog: Catalog) -> tuple[WeightLayout | None, ...]:
+    from provision.sizing import weights
+
+    found = {
+        (build.model, build.quantization): weights.layout(model, build, quantization)
+        for builds in catalog.sized_builds.values()
+        for model, build, quantization in builds
+        if quantization.container == "gguf" and build.layout is None
+    }
+    return tuple(found.get((build.model, build.quantization)) for build in catalog.builds)
 
 
 def schema(name: str) -> dict[str, object]:

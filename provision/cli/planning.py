@@ -42,16 +42,16 @@ def builds(
     wanted = {catalog.quantization(q).id for q in quantizations}
     found: list[Build] = []
     for model in models:
-        published = catalog.builds_of(model.id)
-        chosen = [build for build in published if not wanted or build.quantization in wanted]
+        published = catalog.sized_builds.get(model.id, ())
+        chosen = [build for build in published if not wanted or build[2].id in wanted]
         if not chosen and quantizations and not everything:
-            names = ", ".join(build.quantization for build in published)
+            names = ", ".join(build[2].id for build in published)
             raise UsageError(
                 f"no build of {model.id} in {', '.join(sorted(wanted))} is in the catalog",
-                hint=f"--quant {published[0].quantization} (there are: {names})" if published else "another --model",
+                hint=f"--quant {published[0][2].id} (there are: {names})" if published else "another --model",
                 code="unknown-build",
             )
-        found += [(model, build, catalog.quantization(build.quantization)) for build in chosen]
+        found += chosen
     return found
 
 

@@ -80,7 +80,14 @@ class EfficiencyModel:
     or None where nothing of its class was measured."""
 
     def __init__(self, records: Iterable[Efficiency], intervals: Iterable[SpeedInterval] = ()) -> None:
-        self._tables = [(r.term, r.scope.split("+"), r.factors) for r in records if "^" not in r.scope]
+        by_scope: dict[str, dict[str, list[tuple[str, float]]]] = {}
+        for record in records:
+            if "^" not in record.scope:
+                table = by_scope.setdefault(record.scope, {})
+                for key, factor in record.factors.items():
+                    table.setdefault(key, []).append((record.term, factor))
+        # By scope, then key: one key serves all terms.
+        self._tables = [(scope.split("+"), table) for scope, table in by_scope.items()]
         self._exponents = [(r.scope.split("^")[1].split("+"), r.factors) for r in records if "^" in r.scope]
         self._classes = {key for r in records if r.scope == "device_class" and r.term == "memory" for key in r.factors}
         self._devices = {key for r in records if r.scope == "device" for key, n in r.samples.items() if n}
@@ -101,8 +108,9 @@ class EfficiencyModel:
         if kernel.device_class not in self._classes:
             return None
         products = dict.fromkeys(TERMS, 1.0)
-        for term, scope, factors in self._tables:
-            products[term] *= factors.get(key_of(kernel, scope), 1.0)
+        for scope, table in self._tables:
+            for term, factor in table.get(key_of(kernel, scope), ()):
+                products[term] *= factor
         for scope, factors in self._exponents:
             exponent = factors.get(key_of(kernel, scope), 0.0)
             products["memory"] *= (kernel.bandwidth_bytes_per_s / REFERENCE_BANDWIDTH_BYTES_PER_S) ** exponent
