@@ -218,6 +218,10 @@ class Catalog:
         return {model: tuple(builds) for model, builds in groups.items()}
 
     @cached_property
+    def accelerator_ids(self) -> frozenset[str]:
+        return frozenset(spec.id for spec in self.accelerators)
+
+    @cached_property
     def accelerators_by_name(self) -> dict[str, tuple[AcceleratorSpec, ...]]:
         names: dict[str, dict[str, AcceleratorSpec]] = defaultdict(dict)
         for spec in self.accelerators:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -185,7 +186,8 @@ def _result(
     *,
     again: str = "",
 ) -> Result:
-    too_big = tuple(_too_big(case, again) for case in cases if not case.fits)
+    missing = [case for case in cases if not case.fits]
+    too_big = tuple(_too_big(case, again) for case in missing) if len(cases) == 1 else _some_too_big(missing, cases)
     code = ExitCode.INVALID_FILE if errors else ExitCode.NOTHING_FITS if too_big else ExitCode.DONE
     return Result(
         data={"cases": cases},
@@ -195,6 +197,15 @@ def _result(
         partial=bool(errors or too_big) and any(case.fits for case in cases),
         show=lambda screen: _show(screen, cases),
     )
+
+
+def _some_too_big(missing: Sequence[Candidate], cases: Sequence[Candidate]) -> tuple[Finding, ...]:
+    """Of many cases their number: each says for itself whether it fits."""
+    if not missing:
+        return ()
+    first = missing[0]
+    message = f"{len(missing):,} of {len(cases):,} cases do not fit, case {first.id} first"
+    return (Finding(code="does-not-fit", message=message, hint=f"provision plan --model {first.model}"),)
 
 
 def _too_big(case: Candidate, again: str) -> Finding:

@@ -280,8 +280,7 @@ def _card(name: str, catalog: Catalog) -> AcceleratorSpec:
 
 
 def _uncatalogued(specs: Sequence[AcceleratorSpec], catalog: Catalog) -> list[Finding]:
-    known = {spec.id for spec in catalog.accelerators}
-    unknown = {spec.id: spec for spec in specs if spec.id not in known}
+    unknown = {spec.id: spec for spec in specs if spec.id not in catalog.accelerator_ids}
     if not unknown:
         return []
     from provision import gpu_database

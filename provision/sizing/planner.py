@@ -11,6 +11,7 @@ from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, ModelTask, Q
 from provision.domain.measurement import LocalMeasurement
 from provision.domain.plan import Candidate, CapacityBasis, Rejection, Speed, Workload
 from provision.sizing import placing
+from provision.sizing.cached import by_identity
 from provision.sizing.calibration import calibrated
 from provision.sizing.choice import largest_context_tokens
 from provision.sizing.placing import Build, Placed
@@ -149,6 +150,7 @@ def select(candidates: Sequence[Candidate], models: Sequence[str]) -> tuple[str,
     return tuple(best[model] for model in models if model in best)
 
 
+@by_identity
 def planned_accelerator(spec: AcceleratorSpec, index: int) -> Accelerator:
     """A card of the catalog as part of a machine; what drivers report as total wins over the nominal size."""
     unified = spec.memory_kind is MemoryKind.UNIFIED
