@@ -357,7 +357,7 @@ def tail_of(measure: str, group: str) -> Tail:
         return Tail(0.04, 0.25)
     if measure == "decode" and group.startswith("dense/sized"):
         return Tail(0.13, 0.25 if fresh else 0.0)
-    return Tail(0.08, 0.25 if fresh else 0.0)
+    return Tail(0.08, 0.25 if fresh or group.startswith("moe") else 0.0)
 
 
 MINIMUM_CELLS, MINIMUM_RIGS = 40, 3
