@@ -365,11 +365,15 @@ MINIMUM_CELLS, MINIMUM_RIGS = 40, 3
 
 
 def interval_records(
-    problem: Problem, device_out: np.ndarray, source_out: np.ndarray, chosen: Sequence[int] | None = None
+    problem: Problem,
+    device_out: np.ndarray,
+    source_out: np.ndarray,
+    author_out: np.ndarray,
+    chosen: Sequence[int] | None = None,
 ) -> list[SpeedInterval]:
-    """Quantiles of measured over expected: of devices that are in the fit from rows whose source was left out, of
-    others from rows whose device was left out. Of n rows of one author on one device each weighs 1 / sqrt(n), so that
-    none decides alone."""
+    """Quantiles of measured over expected: of devices that are in the fit from rows whose source, and again whose
+    author, was left out; of others from rows whose device was. Of n rows of one author on one device each weighs
+    1 / sqrt(n), so that none decides alone."""
     ratios: dict[tuple[str, str], list[tuple[float, float, tuple[str, str]]]] = defaultdict(list)
     used = list(range(len(problem.cells)) if chosen is None else chosen)
     counts: dict[tuple[str, str, str], int] = defaultdict(int)
@@ -381,7 +385,8 @@ def interval_records(
         weight = counts[cell.case.measure, cell.device, cell.rig] ** -0.5
         setup = cell.case.setup
         limit = cell.tokens / cell.case.limit_s()
-        for measured, predicted in ((True, source_out[number]), (False, device_out[number])):
+        known = ((True, source_out[number]), (True, author_out[number]))
+        for measured, predicted in (*known, (False, device_out[number])):
             ratio = cell.speed / min(predicted, limit)
             for group in interval_groups(
                 setup.shares[0].kernel, measured, devices=setup.devices, partial=setup.partial, sized=setup.sized
@@ -553,7 +558,7 @@ def coverage_of(problem: Problem, predicted: np.ndarray, *, measured: bool, fold
     for fold in range(folds):
         own = {rig for number, rig in enumerate(rigs) if number % folds == fold}
         others = [number for number, cell in enumerate(problem.cells) if owner(cell) not in own]
-        records = interval_records(problem, predicted, predicted, others)
+        records = interval_records(problem, predicted, predicted, predicted, others)
         lookup = EfficiencyModel((), records)
         for cell, value in zip(problem.cells, predicted, strict=True):
             if owner(cell) not in own:
@@ -611,18 +616,19 @@ def pair_of(cell: Cell) -> str:
     return f"{cell.device} {source}"
 
 
-def fitted(rows: Iterable[Row], catalog: Catalog) -> tuple[Problem, np.ndarray, np.ndarray, np.ndarray]:
+def fitted(rows: Iterable[Row], catalog: Catalog) -> tuple[Problem, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     problem = Problem(cells_of(rows, catalog))
     theta = problem.solve(np.ones(len(problem.cells), bool))
     device_out = held_out(problem, theta, lambda cell: cell.device)
     source_out = held_out(problem, theta, pair_of)
-    return problem, theta, device_out, source_out
+    author_out = held_out(problem, theta, lambda cell: f"{cell.device} {cell.rig}")
+    return problem, theta, device_out, source_out, author_out
 
 
 def main(arguments: Sequence[str]) -> int:
     path = next((Path(a) for a in arguments if not a.startswith("-")), MEASUREMENTS)
-    problem, theta, device_out, source_out = fitted(read(path), load_catalog())
-    text = toml_of(efficiency_records(problem, theta), interval_records(problem, device_out, source_out))
+    problem, theta, device_out, source_out, author_out = fitted(read(path), load_catalog())
+    text = toml_of(efficiency_records(problem, theta), interval_records(problem, device_out, source_out, author_out))
     target = ROOT / "catalog" / "efficiency.toml"
     if "--check" in arguments:
         return int(target.read_text() != text)
