@@ -332,42 +332,81 @@ def held_out(problem: Problem, theta: np.ndarray, group: Callable[[Cell], str], 
 # Intervals
 
 
-TAIL = 0.09
-"""A little less than a tenth on either side, because few authors stand behind many rows."""
+@dataclass(frozen=True)
+class Tail:
+    """What is left out on either side. Authors agree with themselves more than with each other, so a tenth of the rows
+    of some is more of the rows of others: how much less it has to be was found on authors and devices left out (see
+    `coverage_of`)."""
+
+    share: float
+    by_pair: float
+    """Less for a group of few pairs of device and author, as in conformal prediction: this over their number."""
+
+    def of(self, pairs: int) -> float:
+        return max(LEAST_TAIL, self.share - self.by_pair / pairs)
+
+
+LEAST_TAIL = 0.02
+
+
+def tail_of(measure: str, group: str) -> Tail:
+    fresh = group.endswith("unmeasured")
+    if measure == "prefill":
+        return Tail(0.04, 0.75) if fresh else Tail(0.06, 0.1)
+    if group.startswith("partial"):
+        return Tail(0.04, 0.25)
+    if measure == "decode" and group.startswith("dense/sized"):
+        return Tail(0.13, 0.25 if fresh else 0.0)
+    return Tail(0.08, 0.25 if fresh or group.startswith("moe") else 0.0)
+
 
 MINIMUM_CELLS, MINIMUM_RIGS = 40, 3
 """Fewer than this and a group takes the next wider one's interval."""
 
 
 def interval_records(
-    problem: Problem, device_out: np.ndarray, source_out: np.ndarray, chosen: Sequence[int] | None = None
+    problem: Problem,
+    device_out: np.ndarray,
+    source_out: np.ndarray,
+    author_out: np.ndarray,
+    chosen: Sequence[int] | None = None,
 ) -> list[SpeedInterval]:
-    """Quantiles of measured over expected: of devices that are in the fit from rows whose source was left out, of
-    others from rows whose device was left out."""
+    """Quantiles of measured over expected: of devices that are in the fit from rows whose source, and again whose
+    author, was left out; of others from rows whose device was. Of n rows of one author on one device each weighs
+    1 / sqrt(n), so that none decides alone."""
     ratios: dict[tuple[str, str], list[tuple[float, float, tuple[str, str]]]] = defaultdict(list)
-    for number in range(len(problem.cells)) if chosen is None else chosen:
+    used = list(range(len(problem.cells)) if chosen is None else chosen)
+    counts: dict[tuple[str, str, str], int] = defaultdict(int)
+    for number in used:
         cell = problem.cells[number]
+        counts[cell.case.measure, cell.device, cell.rig] += len(cell.rows)
+    for number in used:
+        cell = problem.cells[number]
+        weight = counts[cell.case.measure, cell.device, cell.rig] ** -0.5
         setup = cell.case.setup
         limit = cell.tokens / cell.case.limit_s()
-        for measured, predicted in ((True, source_out[number]), (False, device_out[number])):
+        known = ((True, source_out[number]), (True, author_out[number]))
+        for measured, predicted in (*known, (False, device_out[number])):
             ratio = cell.speed / min(predicted, limit)
             for group in interval_groups(
                 setup.shares[0].kernel, measured, devices=setup.devices, partial=setup.partial, sized=setup.sized
             ):
                 for row in cell.rows:
-                    item = (ratio * float(row["tok_per_s"]) / cell.speed, 1.0, (cell.device, cell.rig))
+                    item = (ratio * float(row["tok_per_s"]) / cell.speed, weight, (cell.device, cell.rig))
                     ratios[cell.case.measure, group].append(item)
     records = []
     for (measure, group), found in sorted(ratios.items()):
-        rigs = {rig for _, _, rig in found}
+        pairs = {pair for _, _, pair in found}
+        rigs = {rig for _, rig in pairs}
         if len(found) < MINIMUM_CELLS or len(rigs) < MINIMUM_RIGS:
             continue
+        tail = tail_of(measure, group).of(len(pairs))
         records.append(
             SpeedInterval(
                 measure=measure,  # type: ignore[arg-type]
                 group=group,
-                low_ratio=_rounded(min(1.0, weighted_quantile(found, TAIL))),
-                high_ratio=_rounded(max(1.0, weighted_quantile(found, 1 - TAIL))),
+                low_ratio=_rounded(min(1.0, weighted_quantile(found, tail))),
+                high_ratio=_rounded(max(1.0, weighted_quantile(found, 1 - tail))),
                 samples=len(found),
                 sources=len(rigs),
                 source=SOURCE,
@@ -508,16 +547,21 @@ def errors_of(problem: Problem, predicted: np.ndarray, chosen: Filter) -> tuple[
 
 
 def coverage_of(problem: Problem, predicted: np.ndarray, *, measured: bool, folds: int = 5) -> dict[str, float]:
-    """Share of measured rows inside intervals that were taken from other authors' rows."""
-    rigs = sorted({cell.rig for cell in problem.cells})
+    """Share of measured rows inside intervals that were taken from rows of other authors, for devices in the fit, or of
+    other devices, for those that are not."""
+
+    def owner(cell: Cell) -> str:
+        return cell.rig if measured else cell.device
+
+    rigs = sorted({owner(cell) for cell in problem.cells})
     inside: dict[str, list[bool]] = defaultdict(list)
     for fold in range(folds):
         own = {rig for number, rig in enumerate(rigs) if number % folds == fold}
-        others = [number for number, cell in enumerate(problem.cells) if cell.rig not in own]
-        records = interval_records(problem, predicted, predicted, others)
+        others = [number for number, cell in enumerate(problem.cells) if owner(cell) not in own]
+        records = interval_records(problem, predicted, predicted, predicted, others)
         lookup = EfficiencyModel((), records)
         for cell, value in zip(problem.cells, predicted, strict=True):
-            if cell.rig not in own:
+            if owner(cell) not in own:
                 continue
             setup = cell.case.setup
             groups = interval_groups(
@@ -554,7 +598,7 @@ def report_of(problem: Problem, theta: np.ndarray, device_out: np.ndarray, sourc
         lines.append(f"| {name} | {count} | " + " | ".join(f"{m:.1%}, {p:.0%}" for m, p in figures) + " |")
     lines += [
         "",
-        "Share of rows inside the 80 % interval, the interval taken from other authors' rows:",
+        "Share of rows inside the 80 % interval, the interval taken from rows of other authors, or of other devices:",
         "",
         "| | source left out | device left out |",
         "|---|---|---|",
@@ -572,18 +616,19 @@ def pair_of(cell: Cell) -> str:
     return f"{cell.device} {source}"
 
 
-def fitted(rows: Iterable[Row], catalog: Catalog) -> tuple[Problem, np.ndarray, np.ndarray, np.ndarray]:
+def fitted(rows: Iterable[Row], catalog: Catalog) -> tuple[Problem, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     problem = Problem(cells_of(rows, catalog))
     theta = problem.solve(np.ones(len(problem.cells), bool))
     device_out = held_out(problem, theta, lambda cell: cell.device)
     source_out = held_out(problem, theta, pair_of)
-    return problem, theta, device_out, source_out
+    author_out = held_out(problem, theta, lambda cell: f"{cell.device} {cell.rig}")
+    return problem, theta, device_out, source_out, author_out
 
 
 def main(arguments: Sequence[str]) -> int:
     path = next((Path(a) for a in arguments if not a.startswith("-")), MEASUREMENTS)
-    problem, theta, device_out, source_out = fitted(read(path), load_catalog())
-    text = toml_of(efficiency_records(problem, theta), interval_records(problem, device_out, source_out))
+    problem, theta, device_out, source_out, author_out = fitted(read(path), load_catalog())
+    text = toml_of(efficiency_records(problem, theta), interval_records(problem, device_out, source_out, author_out))
     target = ROOT / "catalog" / "efficiency.toml"
     if "--check" in arguments:
         return int(target.read_text() != text)

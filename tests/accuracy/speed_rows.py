@@ -16,6 +16,7 @@ from provision.catalog import Catalog, load_catalog
 from provision.domain.hardware import Accelerator, AcceleratorSpec, Cpu, Machine, MemoryKind, MemoryPool, Origin
 from provision.domain.llm import (
     AttentionLayers,
+    EngineSpec,
     Experts,
     Layers,
     ModelBuild,
@@ -25,11 +26,12 @@ from provision.domain.llm import (
     StateLayers,
     WeightLayout,
 )
-from provision.domain.plan import Placement
+from provision.domain.plan import Placement, Workload
 from provision.errors import UsageError
 from provision.sizing.cached import by_identity
 from provision.sizing.demand import REQUEST_S, Demand, seconds
 from provision.sizing.efficiency import EfficiencyModel, efficiency_lookup
+from provision.sizing.placing import is_resident, place
 from provision.sizing.planner import planned_accelerator
 from provision.sizing.speed import Setup, prepare
 from tests.accuracy.shapes import Shape, shape_of
@@ -144,7 +146,7 @@ _NOT_STATED = 512.0
 def case_of(row: Row, catalog: Catalog, efficiency: EfficiencyModel) -> Case:
     """Raises Unpredictable with the reason where hardware, model or size are not known."""
     metric, test = row["metric"], row["test"]
-    if row["spec_decode"] == "yes" and "prefill" not in metric:
+    if is_speculative(row) and "prefill" not in metric:
         raise Unpredictable("speculative decoding: the share of accepted tokens, which decides the speed, is not given")
     users = int(_number(row["concurrency"]) or 1)
     if metric in ("decode", "prefill", "output_e2e"):
@@ -171,6 +173,17 @@ def case_of(row: Row, catalog: Catalog, efficiency: EfficiencyModel) -> Case:
         depths = (max(before, prompt) + output / 2,)
     setup, partial = _setup(row, catalog, efficiency, context=max(depths) + output / 2, users=users)
     return Case(setup, metric, prompt, output, depths, users, with_request and metric == "decode", partial)
+
+
+_DRAFTED = re.compile(r"(?<![a-z])(mtp|spec|dflash|eagle\d?|medusa)(?![a-z])")
+
+
+def is_speculative(row: Row) -> bool:
+    """Said to be, or a file that carries its own draft heads, or is named after a drafting method: such rows stand far
+    above what the memory allows, whatever the column says."""
+    return row["spec_decode"] == "yes" or bool(
+        _DRAFTED.search(f"{row['model']} {row['quant']} {row['hf_repo']}".lower())
+    )
 
 
 def _number(text: str) -> float | None:
@@ -212,10 +225,11 @@ _DEFAULT_HOST_BYTES_PER_S = 89.6e9
 def _setup(
     row: Row, catalog: Catalog, efficiency: EfficiencyModel, *, context: float, users: int
 ) -> tuple[Setup, bool]:
-    model = model_of(row["model"], row["hf_repo"], row["params_total"], row["params_active"], row["is_moe"])
+    model = model_of(row["model"], row["hf_repo"], row["params_total"], row["params_active"], row["is_moe"], catalog)
     quantization = quantization_of(row["quant"], row["model"], row["engine"])
     build = _build(model, quantization, row["weight_bytes"])
-    cpu_only = row["offload"] == "cpu_only" or row["backend"].lower() == "cpu" or row["hw_id"].startswith("cpu-")
+    on_cpu = row["backend"].lower() == "cpu" and not row["hw_id"]  # where a card is named, some write what feeds it
+    cpu_only = row["offload"] == "cpu_only" or on_cpu or row["hw_id"].startswith("cpu-")
     spec = None if cpu_only else _accelerator(row["hw_id"] or row["hardware_as_reported"], catalog)
     devices = int(_number(row["n_devices"]) or 1)
     engine = _ENGINES.get(row["engine"], row["engine"])
@@ -223,27 +237,31 @@ def _setup(
     processor = row["cpu"] or (row["hw_id"] if cpu_only else "")
     machine = _machine(spec, devices, host, row["hardware_as_reported"], processor)
     layers = model.layer_count
-    partial = False
     if spec is None:
         placement = Placement(gpu_layers=0, layers=layers)
-    elif _parallel(row["split_mode"]) > 1 and engine in ("vllm", "exllamav3", "sglang"):
+    elif _parallel(row["split_mode"]) > 1 and engine in _OWN_MEMORY:
         count = _parallel(row["split_mode"])
         placement = Placement(gpu_layers=layers, layers=layers, tensor_parallel=count, split=(layers,) * count)
     else:
-        on_gpu, on_host = _resident(row, machine, model, build, context, users)
-        partial = on_gpu < layers or on_host > 0
-        split = tuple(on_gpu // devices + (i < on_gpu % devices) for i in range(devices))
-        placement = Placement(
-            gpu_layers=on_gpu, layers=layers, split=split, expert_layers_on_host=on_host, output_on_host=False
-        )
+        placement = _placement(row, catalog, machine, (model, build, quantization), engine, context, users)
+        if engine in _OWN_MEMORY and not is_resident(placement):
+            if not quantization.id.startswith(("Q", "IQ")):
+                raise Unpredictable(f"the model does not fit in the device's memory, and {engine} uses no other")
+            engine = "llamacpp"  # a GGUF that spills is not served by vLLM, whatever the row says
+    partial = spec is not None and not is_resident(placement)
     setup = prepare(
         machine, model, build, quantization, engine, placement, efficiency, _cache_type(row["kv_type"]),
-        backend=_backend(row, spec), attention=_attention(row), era=_era(row["date"]),
+        backend=_backend(row, spec) if engine != "llamacpp" or row["engine"] != "vllm" else None,
+        attention=_attention(row), era=_era(row["date"]),
         batch_tokens=int(_number(row["n_ubatch"]) or 0) or (2048 if engine in ("vllm", "sglang") else 512),
     )  # fmt: skip
     if setup is None:
         raise Unpredictable("the bandwidth of the device is not known, or nothing of its class was measured")
     return setup, partial
+
+
+_OWN_MEMORY = ("vllm", "exllamav3", "sglang")
+"""Engines that keep all layers on accelerators."""
 
 
 @by_identity
@@ -301,40 +319,50 @@ def _parallel(split: str) -> int:
     return int(found[1]) if found else 1
 
 
-def _resident(
-    row: Row, machine: Machine, model: ModelSpec, build: ModelBuild, context: float, users: int
-) -> tuple[int, int]:
-    """Layers on the accelerators, and layers whose experts stay on the host.
+def _placement(
+    row: Row,
+    catalog: Catalog,
+    machine: Machine,
+    build: tuple[ModelSpec, ModelBuild, Quantization],
+    engine: str,
+    context: float,
+    users: int,
+) -> Placement:
+    """As the row says where it does; else as the product would place it, in memory as large as the row's cards have.
 
-    As the row says where it does; where the model cannot fit, as many as the memory holds after the cache and a GB of
-    buffers each.
+    The context is the row's; where it does not tell one, what the test needs.
     """
-    layers = model.layer_count
+    layers, cards = build[0].layer_count, len(machine.accelerators)
     given = row["n_gpu_layers"]
+    even = tuple(layers // cards + (i < layers % cards) for i in range(cards))
+    resident = Placement(gpu_layers=layers, layers=layers, split=even)
     if moe := re.search(r"n-cpu-moe (\d+)", given):
-        return layers, min(layers, int(moe[1]))
-    if row["offload"] == "partial" and (count := _number(given)) is not None and 0 <= count <= layers:
-        return int(count), 0
-    capacity = sum(
-        machine.pool_of(a).total_bytes or 0 for a in machine.accelerators if a.memory_kind is MemoryKind.DEDICATED
-    )
-    if not capacity:
-        return layers, 0
-    stated = max(_number(row["n_ctx"]) or 0.0, 0.0)
-    cache = sum(
-        g.count
-        * min(max(context, min(stated, 8192.0)), g.window_tokens or 1e9)
-        * g.kv_heads
-        * (g.key_dim + g.value_dim)
-        * 2
-        for g in model.layers
-        if isinstance(g, AttentionLayers)
-    )
-    need = build.weights_bytes + cache * users
-    room = capacity - len(machine.accelerators) * 1.0e9
-    if need <= room or row["offload"] == "full":
-        return layers, 0
-    return max(0, int(layers * (room - 0.2e9) / need)), 0
+        return replace(resident, expert_layers_on_host=min(layers, int(moe[1])))
+    count = _number(given)
+    if row["offload"] == "partial" and count is not None and 0 <= count <= layers:
+        split = tuple(int(count) // cards + (i < count % cards) for i in range(cards))
+        return Placement(gpu_layers=int(count), layers=layers, split=split)
+    dedicated = all(card.memory_kind is MemoryKind.DEDICATED for card in machine.accelerators)
+    if row["offload"] == "full" or not dedicated or not machine.pool_of(machine.accelerators[0]).total_bytes:
+        return resident
+    stated = _number(row["n_ctx"]) or 0.0
+    workload = Workload(
+        context_tokens=int(max(context, stated, 512.0)), users=users,
+        kv_cache_type=_cache_type(row["kv_type"]),  # type: ignore[arg-type]
+    )  # fmt: skip
+    placed = place(machine, build, _engine(catalog, engine, _era(row["date"]), bool(given)), workload)
+    return resident if placed.resident else placed.placement
+
+
+@by_identity
+def _engine(catalog: Catalog, engine: str, era: str, by_hand: bool) -> EngineSpec:
+    """The record that says how the engine places: of others than Ollama llama.cpp's. Who sets the layers by hand, and
+    vLLM's kind, use what llama.cpp would keep free."""
+    if engine == "ollama":
+        return catalog.engine("ollama" if era == "current" else "ollama@0.24.0")
+    spec = catalog.engine("llamacpp")
+    by_hand = by_hand or engine in ("llamafile", *_OWN_MEMORY)
+    return replace(spec, device_reserve_bytes=0) if by_hand else spec
 
 
 def _cache_type(name: str) -> str:
@@ -383,21 +411,53 @@ def _era(date: str) -> str:
 # Which model
 
 
-@cache
-def model_of(name: str, repo: str, parameters: str, active: str, moe: str) -> ModelSpec:
+@by_identity
+def model_of(name: str, repo: str, parameters: str, active: str, moe: str, catalog: Catalog | None = None) -> ModelSpec:
     """Of the catalog where it has it under a name in the row; else a stand-in of that shape and size.
 
     Raises Unpredictable where neither name nor columns tell the size.
     """
-    folded = re.sub(r"(?<=\d)_(?=\d)", ".", name.lower().split("/")[-1])
-    folded = re.sub(r"[ _]+", "-", folded)
+    folded = _folded(name)
     total, used = _number(parameters), _number(active)
+    catalog = catalog or load_catalog()
+    known = _in_catalog(folded, catalog) or _in_catalog(_folded(repo), catalog)
+    if known is not None and known.parameters and not (total and abs(total / known.parameters - 1) > 0.25):
+        return known
     shape = shape_of(folded) or shape_of(repo.lower().split("/")[-1])
     if shape is None:
         shape = _typical(folded + " " + repo.lower(), total, used, moe)
     elif total and shape.active is None and abs(total / 1e9 / shape.parameters - 1) < 0.2:
         shape = shape._replace(parameters=total / 1e9)
     return _stand_in(folded, shape, mixture=shape.active is not None and not re.search(r"e[24]b", folded))
+
+
+def _folded(name: str) -> str:
+    text = re.sub(r"(?<=\d)_(?=\d)", ".", name.lower().split("/")[-1])
+    return re.sub(r"[ _]+", "-", text)
+
+
+def _in_catalog(name: str, catalog: Catalog) -> ModelSpec | None:
+    """By family and size in the name: of mixtures, whose experts a stand-in would have to guess."""
+    for pattern, model in _patterns(catalog):
+        if pattern.search(name):
+            return model
+    return None
+
+
+@by_identity
+def _patterns(catalog: Catalog) -> list[tuple[re.Pattern[str], ModelSpec]]:
+    """`gemma4:26b` as `gemma-4-26b-a4b-it` and the like; longer names first."""
+    found = []
+    for model in sorted(catalog.models, key=lambda m: -len(m.id)):
+        family, _, size = model.id.partition(":")
+        if model.experts is None:
+            continue
+        pattern = "[-.]?".join(map(re.escape, re.findall(r"[a-z]+|[\d.]+", family))) + r"(?![\d.]|-?next)"
+        if size:
+            pattern += r"[-:]?(?:[a-z]+-)*?" + re.escape(size)
+        pattern = r"(?<![a-z0-9])(?<!distill-)" + pattern + r"(?![a-z0-9.])"
+        found.append((re.compile(pattern), model))
+    return found
 
 
 def _typical(name: str, total: float | None, used: float | None, moe: str) -> Shape:
@@ -454,9 +514,15 @@ def _stand_in(name: str, shape: Shape, *, mixture: bool) -> ModelSpec:
         active_parameters=round(shape.active * 1e9) if shape.active else None, hidden_size=shape.hidden,
         feed_forward_size=shape.hidden * 3, attention_heads=max(1, shape.hidden // 128),
         vocabulary_size=shape.vocabulary, context_tokens_max=131_072, tied_embeddings=bool(shape.tied),
-        layers=tuple(groups), experts=Experts(count=64, used=4, feed_forward_size=1024) if mixture else None,
+        layers=tuple(groups), experts=_experts(shape) if mixture else None,
         provenance={},
     )  # fmt: skip
+
+
+def _experts(shape: Shape) -> Experts:
+    """One in 32 is used where less than a tenth of all parameters is active, else one in 16: what is usual."""
+    sparse = (shape.active or 0.0) < 0.1 * shape.parameters
+    return Experts(count=256 if sparse else 128, used=8, feed_forward_size=1024)
 
 
 _BITS = (
@@ -477,6 +543,8 @@ def quantization_of(name: str, model: str, engine: str) -> Quantization:
     """By name, else as the model's name says, else what the engine pulls by default. Raises Unpredictable."""
     text = name.lower()
     lowered = model.lower()
+    if re.match("ministral-3.*instruct", lowered) and engine == "vllm" and text == "bf16":
+        text = "fp8"  # its makers publish FP8 weights; 16 bits is what it computes in
     if text in ("", "ollama default tag"):
         text = next((part for part, _ in _BITS if part in lowered), "")
         if not text:
@@ -528,8 +596,13 @@ def _build(model: ModelSpec, quantization: Quantization, stated: str) -> ModelBu
     per_layer = round(repeating / model.layer_count)
     experts = 0.0
     if model.experts and model.active_parameters:
+        routed = model.experts
         idle = 1 - model.active_parameters / parameters
-        experts = min(0.98 * repeating, idle * size / (1 - model.experts.used / model.experts.count))
+        share = idle / (1 - routed.used / routed.count)
+        if model.family != "measured":  # of the catalog: three matrices an expert
+            one = 3 * model.hidden_size * routed.feed_forward_size
+            share = (model.layer_count - routed.dense_layers) * routed.count * one / parameters
+        experts = min(0.98 * repeating, share * size)
     build = ModelBuild(
         model=model.id, quantization=quantization.id, weights_bytes=round(size),
         precision=Precision.EXACT if _number(stated) else Precision.ROUNDED,
