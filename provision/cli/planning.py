@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import provision
 from provision.domain.plan import MeasuredLoss, Plan
 from provision.errors import UsageError
-from provision.sizing.alternatives import judge_claim, would_fit
+from provision.sizing.alternatives import judge_claim, resident_with_less_context, would_fit
 from provision.sizing.choice import largest_context_tokens, most_users
 from provision.sizing.placing import place
 from provision.sizing.planner import RANKED_BY, assess, is_resident, plan_builds, select
-from provision.sizing.quality import losses
+from provision.sizing.quality import judge_quality, losses
 from provision.sizing.remarks import default_context_spills, not_together
 from provision.sizing.speed import efficiency_lookup, prepare
 from provision.sizing.together import choose_together
@@ -254,8 +254,9 @@ def with_default_context(
 def claim_findings(
     catalog: Catalog, tier: str, machine: Machine, workload: Workload, engine: EngineSpec
 ) -> tuple[Finding, ...]:
-    """What was claimed for a tier, each figure beside what is computed for the same build on the same hardware."""
-    verdicts = []
+    """What was claimed for a tier, each figure beside what is computed for the same build on the same hardware; and
+    what was claimed of quantizations anywhere, beside what was measured."""
+    verdicts: list[Finding | None] = []
     efficiency_of = efficiency_lookup(catalog.efficiency, catalog.intervals)
     for claim in catalog.claims:
         if claim.tier != tier or claim.model is None or claim.quantization is None:
@@ -267,10 +268,12 @@ def claim_findings(
         )
         computed = assess(machine, *build, engine, workload, efficiency_of)
         setup = prepare(machine, *build, engine.id, computed.placement, efficiency_of, workload.kv_cache_type)
-        verdict = judge_claim(claim, computed, setup, workload)
-        if verdict:
-            verdicts.append(verdict)
-    return tuple(verdicts)
+        shorter = None
+        if machine.accelerators and not is_resident(computed):
+            shorter = resident_with_less_context(machine, build, engine, workload, efficiency_of)
+        verdicts.append(judge_claim(claim, computed, setup, workload, shorter))
+    verdicts += [judge_quality(claim, catalog.quality) for claim in catalog.claims if claim.tier in (None, tier)]
+    return tuple(verdict for verdict in verdicts if verdict)
 
 
 def default_quantization(catalog: Catalog, model: ModelSpec) -> str:

@@ -411,6 +411,8 @@ class Claim:
     model: str | None = None
     quantization: str | None = None
     claimed_tokens_per_s: float | None = None
+    quality_of: tuple[str, ...] = ()
+    """Quantizations that a claim about quality is about."""
     text: str
     verdict: str | None = None
     source: str

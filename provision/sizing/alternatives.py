@@ -8,10 +8,10 @@ from dataclasses import replace
 from provision.domain.finding import Finding
 from provision.domain.hardware import AcceleratorSpec, Machine, MemoryKind
 from provision.domain.llm import Claim, EngineSpec
-from provision.domain.plan import Candidate, CapacityBasis, Workload
+from provision.domain.plan import Candidate, CapacityBasis, SpeedRange, Workload
 from provision.sizing.arithmetic import decode_arithmetic
 from provision.sizing.choice import largest
-from provision.sizing.placing import Build, place
+from provision.sizing.placing import Build, Placed, place
 from provision.sizing.planner import FOUR_BIT_RANK, planned_accelerator, predicted
 from provision.sizing.remarks import refusal
 from provision.sizing.speed import EfficiencyOf, Setup
@@ -109,32 +109,71 @@ def _larger(
         )
 
 
-def judge_claim(claim: Claim, computed: Candidate, setup: Setup | None, workload: Workload) -> Finding | None:
+def resident_with_less_context(
+    machine: Machine,
+    build: Build,
+    engine: EngineSpec,
+    workload: Workload,
+    efficiency_of: EfficiencyOf,
+    basis: CapacityBasis = "total",
+) -> Candidate | None:
+    """`build` at the longest context below that of `workload`, in steps of 1,024, with which everything is on
+    accelerators; None where no such context of 2,048 tokens or more exists."""
+
+    def placed(tokens: int) -> Placed:
+        return place(machine, build, engine, replace(workload, context_tokens=tokens), basis)
+
+    def holds(tokens: int) -> bool:
+        found = placed(tokens)
+        return found.fits and found.resident
+
+    tokens = _shorter_context(holds, workload.context_tokens)
+    if tokens is None:
+        return None
+    load = replace(workload, context_tokens=tokens)
+    return predicted(machine, build, engine, load, placed(tokens), efficiency_of)
+
+
+def judge_claim(
+    claim: Claim, computed: Candidate, setup: Setup | None, workload: Workload, resident: Candidate | None = None
+) -> Finding | None:
     """A published single-stream figure against what is computed for the same build on the same hardware.
 
-    `setup` is what the computed speed was worked out from; with it the arithmetic is told.
+    `setup` is what the computed speed was worked out from; with it the arithmetic is told. `resident` is the same build
+    with a shorter context where `computed` spills and that one does not: a figure that only the spill explains is not
+    what the hardware gives.
     """
     if claim.claimed_tokens_per_s is None or computed.speed is None:
         return None
     decode = computed.speed.decode_tokens_per_s
+    whole = resident.speed.decode_tokens_per_s if resident is not None and resident.speed is not None else None
     claimed = claim.claimed_tokens_per_s
     if decode.ceiling is not None and claimed > decode.ceiling:
         verdict = "impossible for one user"
     elif claimed > decode.high:
         verdict = "not likely"
-    elif claimed >= decode.low:
-        verdict = "plausible"
-    else:
+    elif claimed < decode.low:
         verdict = "slower than it should be"
+    elif whole is not None and claimed < whole.low:
+        verdict = "true only of a spill, slower than it should be"
+    else:
+        verdict = "plausible"
     told = ""
     if setup is not None:
         told = "; " + decode_arithmetic(setup, computed.placement, workload.mean_depth_tokens, claimed)
+    if whole is not None and resident is not None:
+        told += f"; with {format_tokens(resident.context_tokens)} tokens of context everything is on the GPU: computed "
+        told += _range_text(whole) + (", so the claim describes a spill" if claimed < whole.low else "")
     return Finding(
         code="claim",
         message=f"claimed {format_tokens_per_s(claimed)} tokens/s for {computed.model} {computed.quantization}: "
-        f"{verdict}; computed {format_tokens_per_s(decode.expected)} ({format_tokens_per_s(decode.low)}-"
-        f"{format_tokens_per_s(decode.high)}){told}",
+        f"{verdict}; computed {_range_text(decode)}{told}",
     )
+
+
+def _range_text(found: SpeedRange) -> str:
+    low, high = format_tokens_per_s(found.low), format_tokens_per_s(found.high)
+    return f"{format_tokens_per_s(found.expected)} ({low}-{high})"
 
 
 def _speed_text(candidate: Candidate) -> str:

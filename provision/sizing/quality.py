@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from provision.domain.llm import QualityLoss, QualityMetric
+from provision.domain.finding import Finding
+from provision.domain.llm import Claim, QualityLoss, QualityMetric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,3 +46,27 @@ def losses(quantization: str, measured: Iterable[QualityLoss]) -> tuple[LossRang
     known = tuple(measured)
     ranges = (loss(quantization, metric, known) for metric in QualityMetric)
     return tuple(found for found in ranges if found is not None)
+
+
+def judge_quality(claim: Claim, measured: Iterable[QualityLoss]) -> Finding | None:
+    """A claim about the quality of quantizations beside how often they choose the same token as 16 bits do, as
+    measured; the increase in perplexity where that alone was. None for other claims."""
+    if not claim.quality_of:
+        return None
+    known = tuple(measured)
+    told = []
+    for name in claim.quality_of:
+        same = loss(name, QualityMetric.SAME_TOP_TOKEN_PERCENT, known)
+        perplexity = loss(name, QualityMetric.PERPLEXITY_INCREASE_PERCENT, known)
+        if same:
+            told.append(f"{name} chooses the same top token as 16 bits in {_measured(same, '')}")
+        elif perplexity:
+            told.append(f"{name} has {_measured(perplexity, '+')} perplexity, its top token was not compared")
+        else:
+            told.append(f"{name} was not measured")
+    return Finding(code="claim-quality", message=f'claimed "{claim.text}": depends on the metric; {"; ".join(told)}')
+
+
+def _measured(found: LossRange, sign: str) -> str:
+    values = dict.fromkeys(f"{value:.1f}" for value in (found.low, found.high))
+    return f"{sign}{'-'.join(values)} % ({', '.join(found.models)}; source {', '.join(found.sources)})"

@@ -43,7 +43,12 @@ def test_a_24_gb_card_is_warned_of_ollamas_own_context():
             r"one token streams 16.\d\d GB, and 1,008 GB/s / 16.\d\d GB are 6\d.\d tokens/s at most; 80.0 would need "
             r"1,2\d\d GB/s",
         ),
-        ("workstation-recommended", "25.0 tokens/s for qwen2.5-coder:32b Q5_K_M", r"tokens/s at most"),
+        (
+            "workstation-recommended",
+            "25.0 tokens/s for qwen2.5-coder:32b Q5_K_M: true only of a spill, slower than it should be",
+            r"tokens/s at most; with [4-7]k tokens of context everything is on the GPU: computed 3\d.\d "
+            r"\([\d.]+-[\d.]+\), so the claim describes a spill$",
+        ),
     ],
 )
 def test_the_articles_figures_are_judged_with_the_arithmetic(tier, claim, arithmetic):
@@ -67,6 +72,31 @@ def test_the_numbers_of_a_refuted_claim_are_right():
     numbers = re.search(r"([\d.]+) GB from VRAM .*and ([\d.]+) GB from host .*: ([\d.]+) tokens/s at most", spilled)
     card, host, ceiling = (float(text) for text in numbers.groups())
     assert 1 / (card / 672 + host / 89.6) == pytest.approx(ceiling, rel=0.005)
+
+
+def test_a_spill_that_less_context_ends_is_told_with_a_context_that_does():
+    (told,) = (
+        m for m in messages(run_cli("plan", "--tier", "workstation-recommended", "--json"), "claim") if "25.0" in m
+    )
+    context = re.search(r"with (\d+k) tokens of context", told).group(1)
+    asked = ("estimate", "qwen2.5-coder:32b", "--quant", "Q5_K_M", *CARD, "--context")
+    (case,) = run_cli(*asked, context, "--json").json["data"]["cases"]
+    assert case["placement"]["gpu_layers"] == case["placement"]["layers"]
+    decode = case["speed"]["decode_tokens_per_s"]
+    assert f"computed {decode['expected']:.1f} ({decode['low']:.1f}-{decode['high']:.1f})" in told
+    assert decode["low"] > 25, "resident, the card is faster than what was claimed"
+    (minimum,) = messages(run_cli("plan", "--tier", "workstation-minimum", "--json"), "claim")
+    assert "everything is on the GPU" not in minimum, "no context makes it fit 16 GB"
+
+
+@pytest.mark.parametrize("tier", ["workstation-minimum", "workstation-recommended", "team-server"])
+def test_the_claim_about_quality_is_held_against_what_was_measured(tier):
+    (told,) = messages(run_cli("plan", "--tier", tier, "--json"), "claim-quality")
+    assert "95-98 % of quality" in told
+    assert re.search(
+        r"Q4_K_M chooses the same top token as 16 bits in 91\.9-94\.7 % \(llama2:7b, llama3:8b; source", told
+    )
+    assert re.search(r"Q5_K_M has \+[\d.-]+ % \(.*\) perplexity, its top token was not compared", told)
 
 
 def test_every_engine_in_one_plan():

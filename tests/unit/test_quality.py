@@ -3,8 +3,8 @@
 import pytest
 
 from provision.catalog import load_catalog
-from provision.domain.llm import QualityLoss, QualityMetric
-from provision.sizing.quality import loss, losses
+from provision.domain.llm import Claim, QualityLoss, QualityMetric
+from provision.sizing.quality import judge_quality, loss, losses
 
 PERPLEXITY = QualityMetric.PERPLEXITY_INCREASE_PERCENT
 SAME_TOKEN = QualityMetric.SAME_TOP_TOKEN_PERCENT
@@ -54,3 +54,14 @@ def test_more_bits_lose_less(metric):
     highs = [found.high for found in ladder if found is not None]
     assert len(highs) == 6
     assert highs == sorted(highs, reverse=True)
+
+
+def test_a_claim_about_quality_says_what_was_not_measured():
+    claim = Claim(text="all is kept", source="s", quality_of=("Q4_K_M", "Q5_K_M", "Q8_0"))
+    entries = [measured("Q4_K_M", "a", 91.901, SAME_TOKEN), measured("Q5_K_M", "b", 1.2)]
+    told = judge_quality(claim, entries)
+    assert told is not None
+    assert "Q4_K_M chooses the same top token as 16 bits in 91.9 % (a; source table)" in told.message
+    assert "Q5_K_M has +1.2 % (b; source table) perplexity" in told.message
+    assert "Q8_0 was not measured" in told.message
+    assert judge_quality(Claim(text="fast", source="s"), entries) is None
