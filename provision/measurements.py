@@ -23,7 +23,7 @@ _LARGEST_BYTES = 64 * 2**20
 
 def path() -> Path:
     """In the user's data folder; need not exist."""
-    return user_data_dir() / "results" / "measurements.jsonl"
+    return user_data_dir() / "measurements.jsonl"
 
 
 def append(runs: Iterable[StoredRun]) -> None:
