@@ -195,6 +195,10 @@ def _context(
     return available
 
 
+def _offload_ratio(size_bytes: int | None, size_vram_bytes: int | None) -> float | None:
+    return min(1.0, size_vram_bytes / size_bytes) if size_bytes and size_vram_bytes is not None else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     prompt: str
@@ -259,6 +263,8 @@ class _Run:
             output_tokens=self.output_tokens,
             size_bytes=self.size_bytes,
             size_vram_bytes=self.size_vram_bytes,
+            quantization=next((m.quantization for m in self.engine.models if m.name == self.model), None),
+            offload_ratio=_offload_ratio(self.size_bytes, self.size_vram_bytes),
             levels=verdict.with_scaling(levels),
             findings=(spill,) if spill else (),
         )

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -13,15 +14,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from provision.cli import where
+from provision.cli.local import remember
 from provision.domain.finding import Finding
-from provision.errors import ExitCode, Interrupted, InvalidFile, UsageError
+from provision.domain.hardware import Origin
+from provision.errors import ExitCode, Interrupted, InvalidFile, ProvisionError, UsageError
 from provision.output.documents import Result
 from provision.units import format_bytes, format_seconds, format_tokens, format_tokens_per_s, parse_tokens
 
 if TYPE_CHECKING:
     from provision.bench.run import BenchProgress
     from provision.bench.self_test import SelfTest
-    from provision.domain.measurement import BenchResult, Distribution
+    from provision.domain.measurement import BenchResult, Distribution, HardwareIdentity
     from provision.domain.plan import Candidate, Plan
     from provision.output.console import Progress, Screen
 
@@ -62,15 +66,24 @@ def command(
     plan: Annotated[
         Path | None, typer.Option("--plan", help="Hold the measurement against this plan's prediction and ceiling.")
     ] = None,
+    machine: where.MachineFile = None,
+    host: Annotated[
+        str | None,
+        typer.Option("--host", metavar="USER@HOST", help="The host that the server runs on, behind a tunnel or not."),
+    ] = None,
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Measure this client's own error against a server with known times.")
     ] = False,
 ) -> Result:
     """Measure how fast a running server answers one user, and several at once.
 
+    What one user gets is kept as a measurement of the machine that the server runs on (this one for an address of this
+    machine, else --host, --machine or the plan's): plan and estimate then go by it.
+
     \b
-    Example:
+    Examples:
       provision bench http://127.0.0.1:11434 --model llama3.1:8b --users 1,4,8
+      provision bench http://gpu1:11434 --model llama3.1:8b --host admin@gpu1
     """
     screen: Screen = context.obj
     if self_test:
@@ -92,12 +105,14 @@ def command(
         raise UsageError(f"the environment variable {api_key_env} is not set", hint=f"export {api_key_env}=...")
     started_at = datetime.now(UTC)
     path = output
+    identity: HardwareIdentity | None = None
     candidate: Candidate | None = None
 
     def check(model: str) -> None:
         """Finds out before anything is measured whether the result can be judged and kept."""
-        nonlocal path, candidate
+        nonlocal path, candidate, identity
         candidate = _planned(expected, model) if expected else None
+        identity = _identity(url, machine, host, expected)
         if path is None:
             path = _default_path(model, started_at, screen)
         else:
@@ -105,7 +120,7 @@ def command(
 
     def save(result: BenchResult) -> None:
         assert path is not None
-        write_json(path, result)
+        write_json(path, replace(result, machine=identity))
 
     with screen.progress() as progress, _naming_what_is_kept(lambda: path):
         result = run_bench(
@@ -122,8 +137,44 @@ def command(
             on_progress=lambda step: _tell(progress, step),
             save=save,
         )
+    result = replace(result, machine=identity)
     screen.note(f"saved to {path}")
+    if identity is None:
+        screen.note("no measurement of a machine: which one the server runs on, --host or --machine tells")
+    elif fault := remember(result, path):
+        screen.note(fault)
     return _outcome(result, fail_below, candidate)
+
+
+def _identity(url: str, machine: str | None, host: str | None, plan: Plan | None) -> HardwareIdentity | None:
+    """What the server runs on, as far as anybody says; None: not known, so that the run is of no machine.
+
+    Raises as `where.one_machine`. An address of this machine that a tunnel listens on needs --host to be told apart.
+    """
+    from provision.catalog import load_catalog
+    from provision.sizing.local import identity_of
+
+    if machine or host:
+        chosen = where.Where(hosts=(host,) if host else (), machine_file=machine)
+        return identity_of(where.one_machine(chosen, load_catalog()))
+    if plan is not None and plan.machine.origin is Origin.DETECTED:
+        return identity_of(plan.machine)
+    if not _is_here(url):
+        return None
+    try:
+        return identity_of(where.one_machine(where.Where(), load_catalog()))
+    except ProvisionError:  # nobody asked for it
+        return None
+
+
+def _is_here(url: str) -> bool:
+    from urllib.parse import urlsplit
+
+    try:
+        name = urlsplit(url if "//" in url else f"//{url}").hostname or ""
+    except ValueError:
+        return False
+    return name in ("localhost", "::1") or name.startswith("127.")
 
 
 def _default_path(model: str, started_at: datetime, screen: Screen) -> Path:

@@ -10,6 +10,7 @@ import typer
 
 from provision.cli import where
 from provision.cli.batch import COLUMNS, estimate_rows
+from provision.cli.local import Local, NoLocal, measured_on
 from provision.cli.workload import (
     DEFAULT_CONTEXT,
     CacheOption,
@@ -54,6 +55,7 @@ def command(
     draft_tokens: Annotated[
         int, typer.Option("--draft-tokens", min=1, max=64, help="Tokens drafted in each round.")
     ] = 4,
+    no_local: NoLocal = False,
     tier: where.TierId = None,
     gpu: where.Gpus = None,
     ram: where.Ram = None,
@@ -93,15 +95,17 @@ def command(
         raise UsageError("no model given", hint="provision estimate llama3.1:8b")
     asked = workload(context, users, kv_cache, prompt_tokens, output_tokens)
     if draft is not None:
-        return _with_draft(catalog, chosen, (model, draft), quant, engine, asked, draft_tokens)
-    case = _case(catalog, chosen, model, quant, engine, asked)
-    return _result((case,), case.findings, again=_typed(chosen))
+        return _with_draft(catalog, chosen, (model, draft), quant, engine, asked, draft_tokens, not no_local)
+    case, local = _case(catalog, chosen, model, quant, engine, asked, not no_local)
+    return _result((case,), case.findings, again=_typed(chosen), local=local)
 
 
 def _case(
-    catalog: Catalog, chosen: where.Where, model: str, quant: str | None, engine: str, asked: Workload
-) -> Candidate:
+    catalog: Catalog, chosen: where.Where, model: str, quant: str | None, engine: str, asked: Workload, measured: bool
+) -> tuple[Candidate, Local]:
     """With its limits, and what the engine would do if left to itself."""
+    from dataclasses import replace
+
     from provision.cli.planning import completed
     from provision.sizing.planner import assess
     from provision.sizing.speed import efficiency_lookup
@@ -110,8 +114,11 @@ def _case(
     engine_spec = catalog.engine(engine)
     refuse(*build, engine_spec, asked)
     machine = where.one_machine(chosen, catalog)
-    case = assess(machine, *build, engine_spec, asked, efficiency_lookup(catalog.efficiency, catalog.intervals))
-    return completed(machine, build, engine_spec, asked, case)
+    local = measured_on(machine, catalog, [engine_spec.id], wanted=measured)
+    efficiency_of = efficiency_lookup(catalog.efficiency, catalog.intervals)
+    case = assess(machine, *build, engine_spec, asked, efficiency_of, measured_here=local.measurements)
+    case = replace(case, findings=(*case.findings, *local.findings))
+    return completed(machine, build, engine_spec, asked, case), local
 
 
 def named_build(catalog: Catalog, model: str, quant: str | None) -> Build:
@@ -145,6 +152,7 @@ def _with_draft(
     engine: str,
     asked: Workload,
     draft_tokens: int,
+    measured: bool,
 ) -> Result:
     """A model and its draft side by side, the draft loaded first, so that the model has what is left."""
     from dataclasses import replace
@@ -169,14 +177,15 @@ def _with_draft(
             code="vocabulary-differs",
         )
     machine = where.one_machine(chosen, catalog)
-    joint = together(machine, [draft, target], spec, asked, efficiency_lookup(catalog.efficiency, catalog.intervals))
+    local = measured_on(machine, catalog, [spec.id], wanted=measured)
+    efficiency_of = efficiency_lookup(catalog.efficiency, catalog.intervals)
+    joint = together(machine, [draft, target], spec, asked, efficiency_of, measured_here=local.measurements)
     helper, case = joint.candidates
     case = replace(case, speculation=speculate(target, case, helper, draft_tokens))
     joint = replace(joint, candidates=(helper, case))
-    result = _result((case,), (), again=_typed(chosen))
-    return replace(
-        result, data={"cases": (case,), "together": joint}, show=lambda screen: _show(screen, (case,), joint)
-    )
+    result = _result((case,), local.findings, again=_typed(chosen))
+    data = {"cases": (case,), "together": joint, "measured_here": local.runs}
+    return replace(result, data=data, show=lambda screen: _show(screen, (case,), joint))
 
 
 def _result(
@@ -185,17 +194,18 @@ def _result(
     errors: tuple[Finding, ...] = (),
     *,
     again: str = "",
+    local: Local | None = None,
 ) -> Result:
     missing = [case for case in cases if not case.fits]
     too_big = tuple(_too_big(case, again) for case in missing) if len(cases) == 1 else _some_too_big(missing, cases)
     code = ExitCode.INVALID_FILE if errors else ExitCode.NOTHING_FITS if too_big else ExitCode.DONE
     return Result(
-        data={"cases": cases},
+        data={"cases": cases, "measured_here": local.runs if local else ()},
         warnings=warnings,
         errors=errors + too_big,
         exit_code=code,
         partial=bool(errors or too_big) and any(case.fits for case in cases),
-        show=lambda screen: _show(screen, cases),
+        show=lambda screen: _show(screen, cases, local=local),
     )
 
 
@@ -234,7 +244,9 @@ def _typed(chosen: where.Where) -> str:
     return "".join(f" {option} {shlex.quote(value)}" for option, value in pairs if value)
 
 
-def _show(screen: Screen, cases: tuple[Candidate, ...], joint: JointPlan | None = None) -> None:
+def _show(
+    screen: Screen, cases: tuple[Candidate, ...], joint: JointPlan | None = None, local: Local | None = None
+) -> None:
     from provision.output import views
 
     if len(cases) != 1:
@@ -247,6 +259,7 @@ def _show(screen: Screen, cases: tuple[Candidate, ...], joint: JointPlan | None 
     views.show_memory(screen, case)
     views.show_kv_pool(screen, case)
     views.show_speed(screen, case)
+    views.show_measured_here(screen, local.runs if local else ())
     if joint is not None:
         views.show_speculation(screen, case)
         views.show_together(screen, joint)

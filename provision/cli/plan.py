@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from provision.cli import where
+from provision.cli.local import NoLocal, measured_on
 from provision.cli.workload import (
     DEFAULT_CONTEXT,
     CacheOption,
@@ -55,6 +56,7 @@ def command(
     available: Annotated[
         bool, typer.Option("--available", help="Hold memory against what is free now instead of the total.")
     ] = False,
+    no_local: NoLocal = False,
     every: Annotated[bool, typer.Option("--all", help="Show every build that fits.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan to this file.")] = None,
     tier: where.TierId = None,
@@ -99,6 +101,7 @@ def command(
         ram=ram, disk=disk, cpu=cpu, memory_platform=memory_platform, machine_file=machine,
     )  # fmt: skip
     found = where.one_machine(chosen, catalog)
+    ids = [one.id for one in engines_named(catalog, engines)]
     plan = make_plan(
         found,
         catalog,
@@ -109,6 +112,7 @@ def command(
         basis="available" if available else "total",
         prefer=prefer,  # type: ignore[arg-type]
         together=together,
+        local=measured_on(found, catalog, ids, wanted=not no_local),
     )
     claims = claim_findings(catalog, tier, found, asked, engines_named(catalog, engines)[0]) if tier else ()
     if output is not None:
@@ -173,6 +177,7 @@ def _show(screen: Screen, plan: Plan, output: Path | None, every: bool) -> None:
         best_of_each = views.best_of_each_model(plan.candidates)
         shown = plan.candidates if every else best_of_each[:_MODELS_SHOWN]
         views.show_candidates(screen, plan, shown)
+        views.show_measured_here(screen, plan.measured_here)
         screen.print(f"Ranked by {plan.ranked_by}.")
         if plan.quality:
             screen.print(views.quality_line(plan))

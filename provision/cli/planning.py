@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import provision
+from provision.cli.local import Local
 from provision.domain.plan import MeasuredLoss, Plan
 from provision.errors import UsageError
 from provision.sizing.alternatives import judge_claim, resident_with_less_context, would_fit
@@ -80,12 +81,14 @@ def make_plan(
     basis: CapacityBasis = "total",
     prefer: Preference = "balanced",
     together: bool = False,
+    local: Local | None = None,
 ) -> Plan:
     """Plan the models named, or all of the catalog. Whether anything fits is for the caller to judge.
 
     Of several models named the plan says whether they stay loaded at once; with `together` their builds are chosen so
-    that they do, where that is possible.
+    that they do, where that is possible. `local` is what was measured on this machine; it outranks the fit.
     """
+    local = local or Local()
     specs = list({spec.id: spec for spec in map(catalog.model, models)}.values())
     considered = builds(catalog, specs or catalog.models, quantizations, everything=not specs)
     efficiency_of = efficiency_lookup(catalog.efficiency, catalog.intervals)
@@ -100,10 +103,11 @@ def make_plan(
         basis=basis,
         disk_free_bytes=min(free, default=None),
         prefer=prefer,
+        measured_here=local.measurements,
     )
-    case = _Case(machine, catalog, workload, efficiency_of, basis, considered, chosen_engines)
+    case = _Case(machine, catalog, workload, efficiency_of, basis, considered, chosen_engines, local)
     selected = select(candidates, [spec.id for spec in specs])
-    findings = list(machine.findings)
+    findings = [*machine.findings, *local.findings]
     joint = None
     if len(selected) > 1:
         selected, joint, remarks = case.joint(candidates, selected, choose=together)
@@ -124,6 +128,7 @@ def make_plan(
         ranked_by=RANKED_BY[prefer],
         together=joint,
         quality=_losses(catalog, {c.quantization for c in candidates}),
+        measured_here=local.runs,
         findings=tuple(findings),
     )
 
@@ -154,6 +159,7 @@ class _Case:
     basis: CapacityBasis
     considered: Sequence[Build]
     engines: Sequence[EngineSpec]
+    local: Local
 
     def build_of(self, candidate: Candidate) -> Build:
         wanted = (candidate.model, candidate.quantization)
@@ -182,7 +188,9 @@ class _Case:
         engine = self.engine_of(chosen[0])
 
         def side_by_side(found: Sequence[Build]) -> JointPlan:
-            return load_together(self.machine, found, engine, self.workload, self.efficiency_of, self.basis)
+            return load_together(
+                self.machine, found, engine, self.workload, self.efficiency_of, self.basis, self.local.measurements
+            )
 
         plan = side_by_side([self.build_of(c) for c in chosen])
         if plan.resident:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from provision.cli.local import Local, measured_on, remember
 from provision.cli.workload import DEFAULT_CONTEXT, workload
 from provision.domain.finding import Finding
-from provision.errors import Unreachable, UsageError
+from provision.errors import InvalidFile, Unreachable, UsageError
 from provision.units import format_bandwidth, format_bytes
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class Served:
     title: str
     engine: str
     build: Build | None
+    own_file: bool = False
+    """A file of the user's: what the catalog says of a model of that name need not be true of it."""
+    embedded: bool = False
+    """Served by the build in this package, which has no GPU code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +76,12 @@ def run_loop(catalog: Catalog, gguf: Path | None, embedded: bool, progress: Prog
     own = _own_build(gguf) if gguf else None
     machine = _look(catalog, progress)
     progress.line("Planning for this machine")
-    plan = make_plan(machine, catalog, workload(DEFAULT_CONTEXT, 1))
+    local = measured_on(machine, catalog)
+    plan = make_plan(machine, catalog, workload(DEFAULT_CONTEXT, 1), local=_of_engine(local, "ollama"))
     with _serve(machine, catalog, gguf, own, embedded, progress) as served:
         progress.line(f"Measuring {served.title} at {served.url}")
-        measured = _measure(served, progress)
-    predicted = _predict(machine, catalog, served, measured)
+        measured = _kept(_measure(served, progress), machine, served, progress)
+    predicted = _predict(machine, catalog, served, measured, local)
     return Loop(
         machine=machine,
         plan=plan,
@@ -85,6 +91,37 @@ def run_loop(catalog: Catalog, gguf: Path | None, embedded: bool, progress: Prog
         rate=single_stream_tokens_per_s(measured),
         findings=_explain(predicted, measured),
     )
+
+
+def _of_engine(local: Local, engine: str) -> Local:
+    """The part that counts under one engine."""
+    return Local(
+        tuple(run for run in local.runs if run.engine == engine),
+        tuple(one for one in local.measurements if one.engine == engine),
+    )
+
+
+def _kept(measured: BenchResult, machine: Machine, served: Served, progress: Progress) -> BenchResult:
+    """With what it was measured on, and stored, so that `plan` and `estimate` go by it from now on."""
+    from provision.bench.run import default_result_path
+    from provision.records import write_json
+    from provision.sizing.local import identity_of
+
+    measured = replace(measured, machine=identity_of(machine))
+    if served.build is not None and not served.own_file:
+        model, build, _ = served.build
+        measured = replace(measured, catalog_model=model.id, quantization=build.quantization)
+    if served.engine == "llamacpp" and served.embedded:
+        measured = replace(measured, offload_ratio=0.0)
+    try:
+        path = default_result_path(served.title, measured.started_at)
+        write_json(path, measured)
+    except (OSError, InvalidFile) as error:
+        progress.line(f"The result is not kept: {error}")
+        return measured
+    if fault := remember(measured, path):
+        progress.line(fault)
+    return measured
 
 
 def _own_build(gguf: Path) -> Build:
@@ -125,6 +162,7 @@ def _serve(
     from provision.engines import demo_model, llamacpp
 
     with _folder(progress) as folder:
+        mine = gguf is not None
         if gguf is None or own is None:
             if not demo_model.is_present():
                 size = format_bytes(demo_model.DOWNLOAD_BYTES)
@@ -136,7 +174,15 @@ def _serve(
         log = folder / "llamacpp.log"
         with llamacpp.serve(gguf, context_tokens=context, slots=1, threads=threads, log=log) as server:
             title = f"{own[0].id} {own[1].quantization}"
-            yield Served(url=server.url, model=llamacpp.MODEL_ALIAS, title=title, engine="llamacpp", build=own)
+            yield Served(
+                url=server.url,
+                model=llamacpp.MODEL_ALIAS,
+                title=title,
+                engine="llamacpp",
+                build=own,
+                own_file=mine,
+                embedded=True,
+            )
 
 
 @contextmanager
@@ -222,7 +268,9 @@ def _measure(served: Served, progress: Progress) -> BenchResult:
     )
 
 
-def _predict(machine: Machine, catalog: Catalog, served: Served, measured: BenchResult) -> Candidate | None:
+def _predict(
+    machine: Machine, catalog: Catalog, served: Served, measured: BenchResult, local: Local
+) -> Candidate | None:
     """The same sizing function as `plan`, for exactly what was measured; None for a model that the catalog lacks."""
     from provision.sizing.planner import assess
     from provision.sizing.speed import efficiency_lookup
@@ -234,7 +282,8 @@ def _predict(machine: Machine, catalog: Catalog, served: Served, measured: Bench
     # The embedded build has no GPU code: it runs on the CPU whatever is in the machine.
     where = replace(machine, accelerators=()) if served.engine == "llamacpp" else machine
     engine = catalog.engine(served.engine)
-    return assess(where, *served.build, engine, asked, efficiency_lookup(catalog.efficiency, catalog.intervals))
+    efficiency_of = efficiency_lookup(catalog.efficiency, catalog.intervals)
+    return assess(where, *served.build, engine, asked, efficiency_of, measured_here=local.measurements)
 
 
 def _explain(predicted: Candidate | None, measured: BenchResult) -> tuple[Finding, ...]:

@@ -71,6 +71,15 @@ class ModelTask(StrEnum):
     EMBEDDING = "embedding"
 
 
+ENCODERS = frozenset(
+    {
+        "bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "modern-bert",
+        "gemma-embedding",
+    }
+)  # fmt: skip
+"""Graphs that see all tokens at once, for which llama.cpp makes no cache (llama-model.cpp, create_memory)."""
+
+
 @record
 class ModelSpec:
     id: str
@@ -103,6 +112,12 @@ class ModelSpec:
     @property
     def layer_count(self) -> int:
         return sum(group.count for group in self.layers)
+
+    @property
+    def keeps_cache(self) -> bool:
+        """Whether engines keep keys and values: not for encoders. Embedding models may be decoders (Qwen3 Embedding),
+        which get a cache though nothing is generated."""
+        return self.architecture not in ENCODERS
 
 
 @record

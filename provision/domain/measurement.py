@@ -9,6 +9,7 @@ from provision.domain.finding import Finding
 from provision.domain.record import record
 
 BENCH_VERSION = 1
+MEASUREMENT_VERSION = 1
 
 
 @record
@@ -99,6 +100,17 @@ class BenchLevel:
 
 
 @record
+class HardwareIdentity:
+    """What a machine is told apart by: what is in it, not its name."""
+
+    accelerators: tuple[str, ...]
+    """Names as the drivers report them, sorted; one for each card."""
+    cpu: str | None
+    logical_cores: int | None = None
+    memory_bytes: int | None
+
+
+@record
 class BenchResult:
     bench_version: int = BENCH_VERSION
     provision_version: str
@@ -118,8 +130,40 @@ class BenchResult:
     size_bytes: int | None = None
     size_vram_bytes: int | None = None
     """What the engine says of the loaded model (Ollama's /api/ps)."""
+    quantization: str | None = None
+    """As the server tells it."""
+    catalog_model: str | None = None
+    """Catalog id, where who started the server knows it and its name for the model says nothing."""
+    offload_ratio: float | None = None
+    """Share of the model that is on accelerators: 1 all, 0 on the CPU; None: the server does not tell."""
+    machine: HardwareIdentity | None = None
+    """What the server runs on; None: not known."""
     levels: tuple[BenchLevel, ...] = ()
     findings: tuple[Finding, ...] = ()
+
+
+@record
+class StoredRun:
+    """One valid single-stream run on a known machine: a line of the measurements file."""
+
+    measurement_version: int = MEASUREMENT_VERSION
+    measured_at: str
+    """ISO 8601."""
+    machine: HardwareIdentity
+    model: str
+    """As the server called it, or the catalog's id where that is known."""
+    quantization: str | None
+    engine: str
+    engine_version: str | None
+    context_tokens: int | None
+    prompt_tokens: int
+    output_tokens: int
+    decode_tokens_per_s: float
+    prefill_tokens_per_s: float | None = None
+    offload_ratio: float | None = None
+    """As in BenchResult."""
+    result: str | None = None
+    """File with the whole result."""
 
 
 @record
@@ -132,3 +176,5 @@ class LocalMeasurement:
     measure: Literal["decode", "prefill"]
     tokens_per_s: float
     expected_tokens_per_s: float
+    where: Literal["accelerators", "host"] | None = None
+    """What it ran on; None: not told, good for any."""

@@ -9,6 +9,7 @@ from typing import Literal
 from provision.domain.finding import Finding
 from provision.domain.hardware import Machine
 from provision.domain.llm import QualityMetric
+from provision.domain.measurement import StoredRun
 from provision.domain.record import record
 
 PLAN_VERSION = 1
@@ -239,4 +240,6 @@ class Plan:
     """The selected candidates side by side, where several models were asked for."""
     quality: tuple[MeasuredLoss, ...] = ()
     """Of the candidates' quantizations, where it was measured."""
+    measured_here: tuple[StoredRun, ...] = ()
+    """Runs on this machine that outranked the fit."""
     findings: tuple[Finding, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,9 +29,15 @@ from provision.units import (
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from provision.domain.measurement import StoredRun
     from provision.output.console import Screen
 
 _REJECTIONS_SHOWN = 6
+
+HERE = " h"
+"""Mark of a figure that was measured on the machine itself."""
+
+_RUNS_SHOWN = 4
 
 _REASONS = {
     RejectionReason.CONTEXT_TOO_LONG: "trained for less context",
@@ -146,7 +153,7 @@ def _candidate_table(
             "engine": candidate.engine,
             "memory": format_bytes(candidate.memory.total_bytes),
             "placement": placement_text(candidate),
-            "decode tok/s": rate(decode),
+            "decode tok/s": rate(decode) + (HERE if decode and decode.basis == "measured_here" else ""),
             "ceiling": format_tokens_per_s(decode.ceiling if decode else None),
             together or "": rate(speed.system_output_tokens_per_s if speed else None),
             "TTFT": format_seconds(speed.ttft_s.expected if speed and speed.ttft_s else None),
@@ -270,6 +277,23 @@ def show_speed(screen: Screen, candidate: Candidate) -> None:
         screen.print(f"TTFT     {format_seconds(ttft.expected)} ({low}-{high})")
     else:
         screen.print("TTFT     unknown")
+
+
+def show_measured_here(screen: Screen, runs: Sequence[StoredRun]) -> None:
+    """Which runs on this machine the figures go by: a line for each of the last few builds, nothing without any."""
+    if not runs:
+        return
+    last = {(run.model, run.quantization, run.engine): run for run in sorted(runs, key=lambda run: run.measured_at)}
+    counts = Counter((run.model, run.quantization, run.engine) for run in runs)
+    screen.print(f"{HERE.strip()}: measured on this machine; other builds are predicted with these runs in mind:")
+    for build, run in list(last.items())[: -_RUNS_SHOWN - 1 : -1]:
+        count = f", the last of {counts[build]} runs" if counts[build] > 1 else ""
+        screen.print(
+            f"  {run.model} {run.quantization} with {run.engine}: {format_tokens_per_s(run.decode_tokens_per_s)} "
+            f"tokens/s on {run.measured_at[:10]}{count}" + (f" ({run.result})" if run.result else "")
+        )
+    if len(last) > _RUNS_SHOWN:
+        screen.print(f"  and {len(last) - _RUNS_SHOWN} more builds: --json lists every run")
 
 
 def show_rejections(screen: Screen, rejections: Sequence[Rejection]) -> None:

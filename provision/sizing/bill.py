@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import accumulate
 
 from provision.domain.hardware import Machine, MemoryPool
-from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, Quantization, StateLayers
+from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, Quantization
 from provision.domain.plan import CapacityBasis, Workload
 from provision.sizing import compute_buffer, kv_cache, weights
 from provision.sizing.cached import by_identity
@@ -163,7 +163,3 @@ class Rooms:
     def is_unified(self, index: int) -> bool:
         """Whether an accelerator works in the host's memory."""
         return self.machine.pool_of(self.machine.accelerators[index]) is self.machine.memory
-
-
-def has_state(model: ModelSpec) -> bool:
-    return any(isinstance(group, StateLayers) for group in model.layers)

@@ -2,7 +2,7 @@
 
 A measurement of the same build under the same engine replaces the expectation: its ratio to what was predicted for it
 is applied to the workload asked for. Measurements of other builds move the expectation by their mean ratio, drawn
-towards 1 as if one more had come out exactly as predicted, and narrow the interval the more there are.
+towards 1 as if one more had come out exactly as predicted, and narrow the interval the more builds there are.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import exp, log, sqrt
 from statistics import median
+from typing import Literal
 
 from provision.domain.measurement import LocalMeasurement
 from provision.domain.plan import Basis, Speed, SpeedRange
@@ -54,6 +55,14 @@ def calibrated(
     )
 
 
+def on_the_same(
+    measurements: Sequence[LocalMeasurement], where: Literal["accelerators", "host"] | None
+) -> Sequence[LocalMeasurement]:
+    """Those that ran where a candidate would: a run on the CPU says nothing of the card beside it. `where` None, for a
+    model on both, takes those that do not tell."""
+    return [m for m in measurements if m.where is None or m.where == where]
+
+
 def _corrected(
     value: SpeedRange, measure: str, model: str, quantization: str, engine: str, given: Sequence[LocalMeasurement]
 ) -> SpeedRange:
@@ -72,9 +81,15 @@ def _corrected(
             high=max(expected, min(expected * high, value.ceiling or float("inf"))),
             basis="measured_here",
         )
-    others = [log(m.tokens_per_s / m.expected_tokens_per_s) for m in usable if m.engine == engine]
-    if not others:
+    by_build: dict[tuple[str, str], list[float]] = {}
+    for m in usable:
+        if m.engine == engine:
+            ratio = log(m.tokens_per_s / m.expected_tokens_per_s)
+            by_build.setdefault((m.model, m.quantization), []).append(ratio)
+    if not by_build:
         return value
+    # One voice for each build: measuring one again and again says no more of the others.
+    others = [median(ratios) for ratios in by_build.values()]
     shift = exp(sum(others) / (len(others) + 1))
     return _scaled(value, shift, 1 / sqrt(1 + len(others)), value.basis)
 

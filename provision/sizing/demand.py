@@ -100,6 +100,7 @@ def traffic(model: ModelSpec, build: ModelBuild, quantization: Quantization) -> 
             else:
                 cache += per_token
                 attention += 2.0 * group.count * model.attention_heads * (group.key_dim + group.value_dim)
+            state += group.count * group.state_bytes_per_sequence
         elif isinstance(group, LatentAttentionLayers):
             cache += group.count * (group.latent_dim + group.rope_dim) * 2.0
             attention += 2.0 * group.count * model.attention_heads * (2 * group.latent_dim + group.rope_dim)

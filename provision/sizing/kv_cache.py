@@ -18,7 +18,6 @@ from provision.domain.llm import (
     Layers,
     ModelBuild,
     ModelSpec,
-    ModelTask,
     StateLayers,
 )
 from provision.domain.plan import Workload
@@ -105,7 +104,7 @@ def bytes_by_group(
     model: ModelSpec, build: ModelBuild, workload: Workload, engine: EngineSpec
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """(cache, state) of one layer of every group of `model.layers`, all slots. Encoders keep nothing."""
-    if model.task is ModelTask.EMBEDDING:
+    if not model.keeps_cache:
         return (0.0,) * len(model.layers), (0,) * len(model.layers)
     shape = cache_shape(workload, engine)
     cache = tuple(

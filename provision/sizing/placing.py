@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from provision.domain.hardware import Machine
 from provision.domain.llm import EngineSpec, ModelBuild, ModelSpec, Quantization
@@ -67,6 +68,13 @@ def _spread(
 def is_resident(placement: Placement) -> bool:
     """All layers on accelerators, none of their experts elsewhere."""
     return placement.gpu_layers == placement.layers and not placement.expert_layers_on_host
+
+
+def where(placement: Placement) -> Literal["accelerators", "host"] | None:
+    """What the layers run on; None: on both."""
+    if is_resident(placement):
+        return "accelerators"
+    return None if placement.gpu_layers else "host"
 
 
 def spills_into_the_unknown(placement: Placement, estimate: MemoryEstimate) -> bool:

@@ -12,7 +12,7 @@ from provision.domain.measurement import LocalMeasurement
 from provision.domain.plan import Candidate, CapacityBasis, Rejection, Speed, Workload
 from provision.sizing import placing
 from provision.sizing.cached import by_identity
-from provision.sizing.calibration import calibrated
+from provision.sizing.calibration import calibrated, on_the_same
 from provision.sizing.choice import largest_context_tokens
 from provision.sizing.placing import Build, Placed
 from provision.sizing.remarks import does_not_fit, findings, refusal
@@ -69,7 +69,8 @@ def predicted(
     served = placed.launch.workload
     rates = speed(machine, *build, engine.id, placed.placement, served, efficiency_of)
     if rates is not None and measured_here:
-        rates = calibrated(rates, build[0].id, build[1].quantization, engine.id, measured_here)
+        usable = on_the_same(measured_here, placing.where(placed.placement))
+        rates = calibrated(rates, build[0].id, build[1].quantization, engine.id, usable)
     candidate = _candidate(build, engine, workload, placed, rates)
     found = findings(machine, build[0], candidate, engine, workload)
     return replace(candidate, findings=found) if found else candidate
@@ -108,6 +109,7 @@ def plan_builds(
     basis: CapacityBasis = "total",
     disk_free_bytes: int | None = None,
     prefer: Preference = "balanced",
+    measured_here: Sequence[LocalMeasurement] = (),
 ) -> tuple[list[Candidate], list[Rejection]]:
     """Candidates, best first by `prefer` (RANKED_BY says how), and rejections, nearest miss first.
 
@@ -126,7 +128,7 @@ def plan_builds(
                 # Without its speed, which takes longer to predict than all the rest.
                 rejections.append(does_not_fit(machine, _candidate(build, engine, workload, placed), engine, workload))
                 continue
-            candidate = predicted(machine, build, engine, workload, placed, efficiency_of)
+            candidate = predicted(machine, build, engine, workload, placed, efficiency_of, measured_here)
             if prefer == "context":
                 tokens = largest_context_tokens(machine, build, engine, workload, placed, basis)
                 candidate = replace(candidate, context_tokens_max=tokens)

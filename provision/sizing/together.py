@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from provision.domain.hardware import Machine, MemoryPool
 from provision.domain.llm import EngineSpec
+from provision.domain.measurement import LocalMeasurement
 from provision.domain.plan import CapacityBasis, JointPlan, SharedDevice, Workload
 from provision.sizing.engine_policy import batch_surcharge_bytes, free_bytes, launch, predicted_bytes
 from provision.sizing.placing import Build, Placed, place
@@ -29,11 +30,13 @@ def together(
     workload: Workload,
     efficiency_of: EfficiencyOf,
     basis: CapacityBasis = "total",
+    measured_here: Sequence[LocalMeasurement] = (),
 ) -> JointPlan:
     """`builds` loaded in this order by `engine`, each with the users and the context of `workload`."""
     loaded = _load(machine, builds, engine, workload, basis)
     candidates = tuple(
-        predicted(machine, one.build, engine, workload, one.placed, efficiency_of) for one in loaded.models
+        predicted(machine, one.build, engine, workload, one.placed, efficiency_of, measured_here)
+        for one in loaded.models
     )
     return JointPlan(
         candidates=candidates,

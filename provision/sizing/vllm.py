@@ -81,7 +81,7 @@ def cache_pool(
 
     A CPU has larger blocks, but for latent attention, and one step in flight.
     """
-    if model.task is ModelTask.EMBEDDING:
+    if not model.keeps_cache:
         return None
     paged = _paged(engine)
     latent = any(isinstance(group, LatentAttentionLayers) for group in model.layers)

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from provision.domain.llm import AttentionLayers, Experts, LatentAttentionLayers, ModelSpec, Quantization
+from provision.domain.llm import AttentionLayers, Experts, LatentAttentionLayers, ModelSpec, ModelTask, Quantization
 from provision.domain.plan import Placement, Workload
 from provision.sizing import compute_buffer, kv_cache, memory, weights
+from provision.sizing.demand import traffic
 from provision.sizing.kv_cache import CacheShape
 from provision.units import GIB, MIB
 from tests.unit.records import LLAMA_8B, LLAMA_Q4, LLAMACPP, Q4_K_M, QWEN_32B, QWEN_Q4, card, machine
@@ -277,3 +278,20 @@ def test_a_tied_table_is_on_the_host_and_again_with_the_output():
     table = 262_208 * 5376 * 210 // 256
     assert host.weights_bytes == table
     assert gpu.weights_bytes == 16_540_125_824
+
+
+def test_decoders_that_embed_keep_a_cache_and_encoders_do_not():
+    embedder = replace(LLAMA_8B, task=ModelTask.EMBEDDING, architecture="qwen3")
+    load = Workload(context_tokens=4096)
+    cache, _ = kv_cache.bytes_by_group(embedder, LLAMA_Q4, load, LLAMACPP)
+    assert cache == kv_cache.bytes_by_group(LLAMA_8B, LLAMA_Q4, load, LLAMACPP)[0] != (0.0,)
+    for name in ("bert", "nomic-bert", "jina-bert-v2", "modern-bert"):
+        assert kv_cache.bytes_by_group(replace(embedder, architecture=name), LLAMA_Q4, load, LLAMACPP)[0] == (0.0,)
+
+
+def test_a_state_beside_attention_is_streamed_like_one_of_its_own():
+    (group,) = LLAMA_8B.layers
+    both = replace(LLAMA_8B, layers=(replace(group, state_bytes_per_sequence=1000),))
+    plain, beside = (traffic(model, LLAMA_Q4, Q4_K_M) for model in (LLAMA_8B, both))
+    assert beside.state_bytes == 32 * 1000
+    assert beside.cache_bytes(100) == plain.cache_bytes(100) + 2 * 32 * 1000

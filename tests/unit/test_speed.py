@@ -175,10 +175,12 @@ def test_a_measurement_of_the_same_build_replaces_the_expectation_and_narrows_th
 def test_measurements_of_other_builds_move_part_of_the_way():
     before = predicted().decode_tokens_per_s
     one = predicted(measured(80, 100, model="other")).decode_tokens_per_s
-    three = predicted(*[measured(80, 100, model="other")] * 3).decode_tokens_per_s
+    three = predicted(*(measured(80, 100, model=name) for name in "abc")).decode_tokens_per_s
+    again = predicted(*[measured(80, 100, model="other")] * 3).decode_tokens_per_s
     assert 0.8 < three.expected / before.expected < one.expected / before.expected < 1
     assert three.high / three.low < one.high / one.low < before.high / before.low
     assert one.basis == before.basis != "measured_here"
+    assert again == one, "one build has one voice, however often it was measured"
 
 
 def test_a_measurement_never_lifts_the_expectation_above_the_ceiling():

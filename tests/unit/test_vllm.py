@@ -250,7 +250,7 @@ def test_an_accelerator_it_does_not_run_on_is_left_and_said() -> None:
 
 
 def test_an_encoder_keeps_no_cache() -> None:
-    encoder = replace(LLAMA_8B, task=ModelTask.EMBEDDING)
+    encoder = replace(LLAMA_8B, task=ModelTask.EMBEDDING, architecture="bert")
     estimate = sized(encoder, *cards())[1]
     assert estimate.devices[0].kv_cache_bytes == 0
     assert estimate.starts
