@@ -149,7 +149,7 @@ class Rooms:
     machine: Machine
     basis: CapacityBasis
     overhead_bytes: int
-    """The runtime's context on a device, or what the engine leaves free for it."""
+    """The runtime's context on a device and what the engine leaves free there (`EngineSpec.device_kept_bytes`)."""
 
     def capacity_bytes(self, index: int) -> int | None:
         """Of one accelerator."""

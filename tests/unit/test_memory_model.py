@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from provision.catalog import load_catalog
 from provision.domain.llm import AttentionLayers, Experts, LatentAttentionLayers, ModelSpec, Quantization
 from provision.domain.plan import Placement, Workload
 from provision.sizing import compute_buffer, kv_cache, memory, weights
@@ -43,6 +44,8 @@ def windows(windowed, full, kv_heads, head_dim, window):
     }
 
 
+LLAMACPP_NOW = load_catalog().engine("llamacpp")
+USED = Workload(context_tokens=4096, users=1)
 LLAMA_70B = model("llama", 80, 8192, 64, 8, 128, 28_672, 128_256)
 LLAMA = replace(LLAMA_8B, architecture="llama")
 QWEN = model("qwen2", 64, 5120, 40, 8, 128, 27_648, 152_064)
@@ -277,3 +280,16 @@ def test_a_tied_table_is_on_the_host_and_again_with_the_output():
     table = 262_208 * 5376 * 210 // 256
     assert host.weights_bytes == table
     assert gpu.weights_bytes == 16_540_125_824
+
+
+def test_the_output_matrix_goes_to_a_card_before_any_layer():
+    """llama.cpp counts layers from the end, the output first: no card has layers without it, and none more of them
+    for having less room."""
+    found = [
+        memory.place(machine(card(memory_bytes=GIB + mib * MIB)), QWEN_32B, QWEN_Q4, Q4_K_M, LLAMACPP_NOW, USED)[0]
+        for mib in range(0, 4096, 64)
+    ]
+    layers = [placement.gpu_layers for placement in found]
+    assert layers == sorted(layers)
+    assert layers[0] == 0 < layers[-1] < QWEN_32B.layer_count
+    assert all(placement.output_on_host == (placement.gpu_layers == 0) for placement in found)
