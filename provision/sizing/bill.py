@@ -153,7 +153,7 @@ class Rooms:
 
     def capacity_bytes(self, index: int) -> int | None:
         """Of one accelerator."""
-        return self.room_in(self.machine.pool_of(self.machine.accelerators[index]))
+        return self.room_in(self.machine.usable_pool_of(self.machine.accelerators[index]))
 
     def room_in(self, pool: MemoryPool) -> int | None:
         """Of one pool: what is free now where that is asked for and known."""
