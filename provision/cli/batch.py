@@ -89,7 +89,12 @@ def estimate_rows(path: Path, catalog: Catalog, engine: str) -> tuple[list[Candi
 
     cases: list[Candidate] = []
     errors: list[Finding] = []
-    for answer in _shared_out(list(_rows(path)), answers):
+    rows = list(_rows(path))
+    if not rows:
+        raise InvalidFile(
+            f"{path} has no rows below its first line", hint="model,quant,gpu,context and a line for each"
+        )
+    for answer in _shared_out(rows, answers):
         if isinstance(answer, Finding):
             errors.append(answer)
         else:

@@ -127,6 +127,14 @@ def _find(
         with Remote(endpoint_of(registry, "an Ollama registry"), report=progress.line) as remote:
             progress.update(f"header of {reference}")
             return found.from_ollama(remote, reference), remote.bytes_read
+    if kind in ("http", "https"):
+        raise UsageError(
+            f"'{what[:80]}' is an address; name the repository, and its hub where it is not the usual one",
+            hint=f"hf:OWNER/REPO --endpoint {kind}://HOST",
+        )
+    if kind in ("hf", "ollama"):
+        example = "hf:Qwen/Qwen2.5-Coder-32B-Instruct-GGUF" if kind == "hf" else "ollama:qwen2.5-coder:32b"
+        raise UsageError(f"'{what}' names no model", hint=f"provision catalog add {example}")
     path = Path(what)
     if path.suffix.lower() == ".gguf" or path.exists():
         return found.from_gguf(path), 0

@@ -256,7 +256,7 @@ def _planned(where: Where, catalog: Catalog) -> Machine:
         origin=Origin.CATALOG if tier else Origin.DECLARED,
         cpu=Cpu(model=cpu, architecture=None) if cpu else None,
         memory=MemoryPool(total_bytes=ram, bandwidth_bytes_per_s=bandwidth),
-        accelerators=tuple(planned_accelerator(spec, index) for index, spec in enumerate(specs)),
+        accelerators=tuple(planned_accelerator(spec, index, ram) for index, spec in enumerate(specs)),
         disks=(Disk(path=where.model_path, total_bytes=disk, free_bytes=disk),) if disk else (),
         findings=(*findings, *_uncatalogued(specs, catalog)),
     )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from enum import StrEnum
 from typing import Annotated
@@ -91,11 +92,14 @@ class AcceleratorSpec:
     """Field name to source id, for every number."""
     notes: str | None = None
 
-    def usable_memory_bytes(self, pool_bytes: int) -> int:
-        """What the accelerator may take by default of a host's memory of that size; all where nothing is known."""
+    def usable_memory_bytes(self, pool_bytes: int | None) -> int | None:
+        """What the accelerator may take by default of a host's memory of that size; None where nothing limits it, or
+        the size is not known."""
+        if pool_bytes is None:
+            return None
         shares = [share for share in self.usable_memory if share.from_bytes <= pool_bytes]
         if not shares:
-            return pool_bytes
+            return None
         return int(pool_bytes * max(shares, key=lambda share: share.from_bytes).fraction)
 
 
@@ -131,6 +135,8 @@ class Accelerator:
     memory_kind: MemoryKind = MemoryKind.DEDICATED
     memory: MemoryPool | None = None
     """The card's own pool; None for unified memory and where the driver says nothing."""
+    usable_bytes: _Bytes | None = None
+    """Of unified memory, the most that the system lets it take; None: all of the host's."""
     fp16_flops_per_s: _Rate | None = None
     fp32_flops_per_s: _Rate | None = None
     power_limit_w: _Watts | None = None
@@ -202,3 +208,13 @@ class Machine:
         if accelerator.memory_kind is MemoryKind.UNIFIED or accelerator.memory is None:
             return self.memory
         return accelerator.memory
+
+    def usable_pool_of(self, accelerator: Accelerator) -> MemoryPool:
+        """`pool_of`, cut to what the system lets an accelerator take of the host's memory (`usable_bytes`)."""
+        pool, limit = self.pool_of(accelerator), accelerator.usable_bytes
+        if limit is None or pool is not self.memory:
+            return pool
+        total, available = (
+            None if size is None else min(size, limit) for size in (pool.total_bytes, pool.available_bytes)
+        )
+        return replace(pool, total_bytes=limit if total is None else total, available_bytes=available)

@@ -313,6 +313,9 @@ class EngineSpec:
     """Runtime context per device (CUDA context, libraries)."""
     device_reserve_bytes: int
     """Left free by the engine on each device."""
+    reserve_holds_overhead: bool = False
+    """Whether the reserve is what the engine sets aside for the runtime's context; else it is kept besides: llama.cpp's
+    fit takes its margin from what is free once the context exists."""
     batch_tokens: int
     """Tokens per prefill step (llama.cpp's ubatch); sets the compute buffer."""
     graph: Literal["llama.cpp-2024", "llama.cpp-2025", "llama.cpp", "ik_llama.cpp"] = "llama.cpp"
@@ -335,6 +338,13 @@ class EngineSpec:
     """Whose accelerators it runs on; empty: any."""
     archives: tuple[ReleaseArchive, ...] = ()
     provenance: dict[str, str]
+
+    @property
+    def device_kept_bytes(self) -> int:
+        """What a model cannot have of each device it uses: the runtime's context and what the engine leaves free."""
+        if self.reserve_holds_overhead:
+            return max(self.device_overhead_bytes, self.device_reserve_bytes)
+        return self.device_overhead_bytes + self.device_reserve_bytes
 
 
 SpeedTerm = Literal[

@@ -53,14 +53,21 @@ _REASONS = {
 def machine_line(machine: Machine) -> str:
     """One line: `2 x NVIDIA GeForce RTX 4090 (23.99 GiB, 1,008 GB/s), 128.00 GiB RAM`."""
     parts: list[str] = []
-    kinds: dict[tuple[str, int | None, float | None, MemoryKind], int] = {}
+    kinds: dict[tuple[str, int | None, float | None, MemoryKind, int | None], int] = {}
     for accelerator in machine.accelerators:
         pool = machine.pool_of(accelerator)
-        key = (accelerator.name, pool.total_bytes, pool.bandwidth_bytes_per_s, accelerator.memory_kind)
+        key = (
+            accelerator.name,
+            pool.total_bytes,
+            pool.bandwidth_bytes_per_s,
+            accelerator.memory_kind,
+            accelerator.usable_bytes,
+        )
         kinds[key] = kinds.get(key, 0) + 1
-    for (name, total, bandwidth, kind), count in kinds.items():
+    for (name, total, bandwidth, kind, usable), count in kinds.items():
         unified = " unified" if kind is MemoryKind.UNIFIED else ""
-        memory = f"{format_bytes(total)}{unified}, {format_bandwidth(bandwidth)}"
+        limit = f" of which it may take {format_bytes(usable)}" if usable is not None else ""
+        memory = f"{format_bytes(total)}{unified}{limit}, {format_bandwidth(bandwidth)}"
         parts.append(f"{count} x {name} ({memory})" if count > 1 else f"{name} ({memory})")
     if not parts:
         parts.append("no accelerator")
@@ -208,7 +215,10 @@ def room_line(candidate: Candidate) -> str:
     if candidate.users_max is not None:
         users = "1 user" if candidate.users_max == 1 else f"{candidate.users_max:,} users"
         parts.append(f"{users} at {format_tokens(candidate.context_tokens)}")
-    where = "Room without moving anything to the host" if candidate.placement.split else "Room in host memory"
+    spilled = candidate.placement.gpu_layers < candidate.placement.layers or candidate.placement.expert_layers_on_host
+    where = f"Room without moving {'more' if spilled else 'anything'} to the host"
+    if not candidate.placement.split:
+        where = "Room in host memory"
     return f"{where}: {' or '.join(parts)}." if parts else ""
 
 

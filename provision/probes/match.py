@@ -43,14 +43,14 @@ def with_catalog(machine: Machine, catalog: Catalog) -> Machine:
                 findings.append(finding)
             accelerators.append(accelerator)
             continue
-        filled = _filled(accelerator, spec)
+        filled = _filled(accelerator, spec, memory.total_bytes)
         if filled.memory_kind is MemoryKind.UNIFIED and memory.bandwidth_bytes_per_s is None:
             memory = replace(memory, bandwidth_bytes_per_s=spec.memory_bandwidth_bytes_per_s)
         accelerators.append(filled)
     return replace(machine, memory=memory, accelerators=tuple(accelerators), findings=tuple(findings))
 
 
-def _filled(accelerator: Accelerator, spec: AcceleratorSpec) -> Accelerator:
+def _filled(accelerator: Accelerator, spec: AcceleratorSpec, host_bytes: int | None) -> Accelerator:
     unified = spec.memory_kind is MemoryKind.UNIFIED
     known = accelerator.memory or MemoryPool(total_bytes=None)
     nominal = spec.reported_memory_bytes or spec.memory_bytes
@@ -67,6 +67,9 @@ def _filled(accelerator: Accelerator, spec: AcceleratorSpec) -> Accelerator:
             total_bytes=nominal if known.total_bytes is None else known.total_bytes,
             bandwidth_bytes_per_s=known.bandwidth_bytes_per_s or spec.memory_bandwidth_bytes_per_s,
         ),
+        usable_bytes=spec.usable_memory_bytes(host_bytes)
+        if unified and accelerator.usable_bytes is None
+        else accelerator.usable_bytes,
         fp16_flops_per_s=accelerator.fp16_flops_per_s or spec.fp16_flops_per_s,
         fp32_flops_per_s=accelerator.fp32_flops_per_s or spec.fp32_flops_per_s,
         power_limit_w=spec.power_limit_w if accelerator.power_limit_w is None else accelerator.power_limit_w,

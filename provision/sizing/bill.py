@@ -149,11 +149,11 @@ class Rooms:
     machine: Machine
     basis: CapacityBasis
     overhead_bytes: int
-    """The runtime's context on a device, or what the engine leaves free for it."""
+    """The runtime's context on a device and what the engine leaves free there (`EngineSpec.device_kept_bytes`)."""
 
     def capacity_bytes(self, index: int) -> int | None:
         """Of one accelerator."""
-        return self.room_in(self.machine.pool_of(self.machine.accelerators[index]))
+        return self.room_in(self.machine.usable_pool_of(self.machine.accelerators[index]))
 
     def room_in(self, pool: MemoryPool) -> int | None:
         """Of one pool: what is free now where that is asked for and known."""

@@ -101,7 +101,7 @@ def default_context_tokens(engine: EngineSpec, machine: Machine, model: ModelSpe
     Capped by the training context.
     """
     if engine.context_tiers:
-        total = sum(machine.pool_of(card).total_bytes or 0 for card in machine.accelerators)
+        total = sum(machine.usable_pool_of(card).total_bytes or 0 for card in machine.accelerators)
         tier = next(tier for tier in engine.context_tiers if total >= tier.from_memory_bytes)
         return min(tier.context_tokens, model.context_tokens_max)
     if engine.fit_context_tokens_min is not None:
@@ -174,7 +174,7 @@ def free_bytes(machine: Machine, basis: CapacityBasis) -> tuple[int | None, ...]
     """Of every accelerator, on the basis asked for; None where it is not known."""
     frees = []
     for card in machine.accelerators:
-        pool = machine.pool_of(card)
+        pool = machine.usable_pool_of(card)
         known = basis == "available" and pool.available_bytes is not None
         frees.append(pool.available_bytes if known else pool.total_bytes)
     return tuple(frees)

@@ -49,7 +49,7 @@ def place(
     go, from the last one down, the rest in host memory. Always answers: whether it fits is `fits(estimate)`.
     """
     bill = bill_for(model, build, quantization, engine, workload)
-    rooms = Rooms(machine, basis, max(engine.device_overhead_bytes, engine.device_reserve_bytes))
+    rooms = Rooms(machine, basis, engine.device_kept_bytes)
     usable = [i for i in range(len(machine.accelerators)) if rooms.capacity_bytes(i) is not None]
     if not usable:
         return _itemise(bill, rooms, {})
@@ -81,7 +81,7 @@ def itemise(
     `placement.split` says how many layers each accelerator has, in order from the first that is not on the host.
     """
     bill = bill_for(model, build, quantization, engine, workload)
-    rooms = Rooms(machine, basis, max(engine.device_overhead_bytes, engine.device_reserve_bytes))
+    rooms = Rooms(machine, basis, engine.device_kept_bytes)
     return _itemise(
         bill,
         rooms,
@@ -221,27 +221,27 @@ def _experts_spilled(bill: Bill, rooms: Rooms, usable: Sequence[int]) -> tuple[d
 def _partial(bill: Bill, rooms: Rooms, usable: Sequence[int]) -> tuple[dict[int, int], bool]:
     """As many layers as the accelerators hold, from the last one down, and whether the output stays on the host.
 
-    At least one layer stays on the host. Engines since 2026 put the output matrix on the last accelerator first; where
-    it does not go there with a layer, and in older ones, it stays on the host.
+    At least one layer stays on the host. Engines since 2026 put the output matrix on the last accelerator before any
+    layer, so an accelerator at the end without room for it and a layer is left out; in older ones it stays on the host.
     """
     costs = [sum(column) for column in zip(bill.parts.layers, bill.cache, bill.state, strict=True)]
-    for output_on_host in [True] if bill.old_order else [False, True]:
-        layers: dict[int, int] = {}
-        end = bill.layers
-        for index in reversed(usable):
-            last = index == usable[-1] and not output_on_host
-            fixed = rooms.overhead_bytes + bill.device_compute(
-                with_output=last, first=index == usable[0], pipelined=False, spilled=True
-            )
-            room = (rooms.capacity_bytes(index) or 0) - fixed - (bill.parts.output if last else 0)
-            start = max(1, bisect_left(costs, costs[end] - room)) if room > 0 else end
-            layers[index] = max(0, end - start)
-            end = min(end, start)
-        if not layers[usable[0]] and any(layers.values()):
-            return _partial(bill, rooms, usable[1:])
-        if output_on_host or layers[usable[-1]]:
-            return dict(sorted(layers.items())), output_on_host
-    raise AssertionError("the last attempt always answers")
+    output_on_host = bill.old_order
+    layers: dict[int, int] = {}
+    end = bill.layers
+    for index in reversed(usable):
+        last = index == usable[-1] and not output_on_host
+        fixed = rooms.overhead_bytes + bill.device_compute(
+            with_output=last, first=index == usable[0], pipelined=False, spilled=True
+        )
+        room = (rooms.capacity_bytes(index) or 0) - fixed - (bill.parts.output if last else 0)
+        start = max(1, bisect_left(costs, costs[end] - room)) if room > 0 else end
+        layers[index] = max(0, end - start)
+        end = min(end, start)
+    if not layers[usable[0]] and any(layers.values()):
+        return _partial(bill, rooms, usable[1:])
+    if output_on_host or layers[usable[-1]]:
+        return dict(sorted(layers.items())), output_on_host
+    return _partial(bill, rooms, usable[:-1]) if len(usable) > 1 else ({}, True)
 
 
 def _itemise(

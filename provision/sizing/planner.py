@@ -153,8 +153,9 @@ def select(candidates: Sequence[Candidate], models: Sequence[str]) -> tuple[str,
 
 
 @by_identity
-def planned_accelerator(spec: AcceleratorSpec, index: int) -> Accelerator:
-    """A card of the catalog as part of a machine; what drivers report as total wins over the nominal size."""
+def planned_accelerator(spec: AcceleratorSpec, index: int, host_bytes: int | None = None) -> Accelerator:
+    """A card of the catalog as part of a machine with `host_bytes` of memory, which limits what an accelerator without
+    memory of its own may take; what drivers report as total wins over the nominal size."""
     unified = spec.memory_kind is MemoryKind.UNIFIED
     total = spec.reported_memory_bytes or spec.memory_bytes
     return Accelerator(
@@ -168,6 +169,7 @@ def planned_accelerator(spec: AcceleratorSpec, index: int) -> Accelerator:
         memory=None
         if unified
         else MemoryPool(total_bytes=total, bandwidth_bytes_per_s=spec.memory_bandwidth_bytes_per_s),
+        usable_bytes=spec.usable_memory_bytes(host_bytes) if unified else None,
         fp16_flops_per_s=spec.fp16_flops_per_s,
         fp32_flops_per_s=spec.fp32_flops_per_s,
         power_limit_w=spec.power_limit_w,

@@ -197,7 +197,7 @@ def default_context_spills(
     spilled = place(machine, build, engine, own, basis)
     if spilled.resident:
         return None
-    total = sum(machine.pool_of(card).total_bytes or 0 for card in machine.accelerators)
+    total = sum(machine.usable_pool_of(card).total_bytes or 0 for card in machine.accelerators)
     cache = sum(d.kv_cache_bytes + d.state_bytes for d in spilled.memory.devices)
     left = f"{spilled.placement.layers - spilled.placement.gpu_layers}"
     if spilled.placement.expert_layers_on_host:
@@ -264,7 +264,7 @@ def _partial_offload(machine: Machine, candidate: Candidate) -> Finding:
     placement = candidate.placement
     cards = [d for d in candidate.memory.devices if d.device != "host"]
     capacity = sum(d.capacity_bytes or 0 for d in cards) or sum(
-        machine.pool_of(a).total_bytes or 0 for a in machine.accelerators
+        machine.usable_pool_of(a).total_bytes or 0 for a in machine.accelerators
     )
     host = next(d for d in candidate.memory.devices if d.device == "host")
     text = (

@@ -143,7 +143,8 @@ def _left(machine: Machine, loaded: _Loaded, engine: EngineSpec, basis: Capacity
         taken = used.get(f"gpu{index}", 0)
         if card.memory is None or machine.pool_of(card) is machine.memory:
             on_host += taken
-            cards.append(card)
+            limit = None if card.usable_bytes is None else max(0, card.usable_bytes - taken)
+            cards.append(replace(card, usable_bytes=limit))
             continue
         free = frees[index]
         pool = replace(card.memory, available_bytes=None if free is None else max(0, free - taken))

@@ -308,7 +308,8 @@ def test_apple_gpus_may_take_a_share_of_the_memory():
     chip = load_catalog().accelerator("M2 Max")
     assert round(chip.usable_memory_bytes(32 * 2**30) / 2**30, 1) == 21.3
     assert chip.usable_memory_bytes(64 * 2**30) == 48 * 2**30
-    assert load_catalog().accelerator("RTX 4090").usable_memory_bytes(10) == 10
+    assert load_catalog().accelerator("RTX 4090").usable_memory_bytes(10) is None
+    assert chip.usable_memory_bytes(None) is None
 
 
 def test_links():

@@ -82,6 +82,7 @@ OLLAMA = EngineSpec(
     default_context_tokens=None,
     device_overhead_bytes=250 * MIB,
     device_reserve_bytes=457 * MIB,
+    reserve_holds_overhead=True,
     batch_tokens=512,
     provenance=SOURCE,
 )

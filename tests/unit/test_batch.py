@@ -108,3 +108,9 @@ def test_an_error_in_a_share_is_raised_here(monkeypatch):
 
     with pytest.raises(ArithmeticError, match="line 3"):
         batch._shared_out([(line, []) for line in range(5)], work)
+
+
+def test_a_file_without_rows_is_invalid(tmp_path):
+    document = _batch(tmp_path, [], "--json").json
+    assert (document["exit_code"], document["data"]) == (3, None)
+    assert "has no rows" in document["errors"][0]["message"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from provision import gpu_database
-from provision.catalog import Catalog
+from provision.catalog import Catalog, load_catalog
 from provision.cli.where import Where, look, machines, one_machine, parse_gpu
 from provision.domain.finding import Finding
 from provision.domain.hardware import Accelerator, AcceleratorSpec, Machine, MemoryKind, MemoryPool, Origin
@@ -26,6 +26,7 @@ from provision.probes.inventory import inventory_targets
 from provision.probes.match import with_catalog
 from provision.probes.ssh import SshTarget, parse_target
 from provision.units import GIB, MIB
+from tests.helpers import run_cli
 
 
 @pytest.fixture(autouse=True)
@@ -376,3 +377,30 @@ def test_a_host_without_systemd_is_remarked_by_detect_alone(monkeypatch: pytest.
     monkeypatch.setattr("provision.probes.detect_local", lambda *_: box)
     assert one_machine(Where(), CATALOG).findings == ()
     assert look(Where(), CATALOG)[0][0].findings == (remark,)
+
+
+def test_an_apple_gpu_has_only_the_share_that_the_system_lets_it_take() -> None:
+    """48 of 64 GiB: 49.95 GB of weights alone are more than that less a margin, whatever the pool's size."""
+    where = ("--gpu", "M2 Max", "--ram", "64GiB", "--context", "8k", "--json")
+    for quantization, resident in (("Q4_K_M", True), ("Q5_K_M", False)):
+        (case,) = run_cli("estimate", "llama3.3:70b", "--quant", quantization, *where).json["data"]["cases"]
+        gpu, host = case["memory"]["devices"]
+        assert (gpu["capacity_bytes"], host["capacity_bytes"]) == (48 * GIB, 64 * GIB)
+        assert host["headroom_bytes"] == 64 * GIB - gpu["total_bytes"] - host["total_bytes"]
+        assert (case["placement"]["gpu_layers"] == 80) == resident
+
+
+def test_a_detected_apple_machine_is_limited_like_a_planned_one() -> None:
+    found = with_catalog(
+        Machine(
+            name="mac",
+            origin=Origin.DETECTED,
+            memory=MemoryPool(total_bytes=16 * GIB, available_bytes=14 * GIB),
+            accelerators=(Accelerator(index=0, vendor="apple", name="Apple M1", memory_kind=MemoryKind.UNIFIED),),
+        ),
+        load_catalog(),
+    )
+    pool = found.usable_pool_of(found.accelerators[0])
+    assert pool.total_bytes == pool.available_bytes == int(16 * GIB * 0.6666)
+    assert with_catalog(found, load_catalog()) == found
+    assert found.pool_of(found.accelerators[0]).total_bytes == 16 * GIB

@@ -30,6 +30,9 @@ from tests.unit.records import (
 
 OLLAMA = load_catalog().engine("ollama")
 OLDER = load_catalog().engine("ollama@0.24.0")
+LLAMACPP_NOW = load_catalog().engine("llamacpp")
+QWEN = (QWEN_32B, QWEN_Q4, Q4_K_M)
+ONE_USER = Workload(context_tokens=4096, users=1)
 MIB_4090 = 24564
 
 
@@ -189,3 +192,18 @@ def test_the_version_is_said_and_can_be_chosen():
     for engine, version in ((OLLAMA, "0.32.15"), (OLDER, "0.24.0")):
         found = assess(machine(card()), LLAMA_8B, LLAMA_F16, Q4_K_M, engine, load, efficiency_of)
         assert found.engine_version == version
+
+
+@pytest.mark.parametrize("engine", [LLAMACPP_NOW, OLLAMA], ids=lambda e: e.id)
+def test_a_fit_leaves_its_margin_free_beside_the_runtimes_context(engine):
+    """One byte less than model, context and margin need, and the engine moves something off the card."""
+    bill = place(machine(card(memory_bytes=80 * GIB)), QWEN, engine, ONE_USER).memory.devices[0]
+    model = bill.total_bytes - bill.overhead_bytes
+    enough = model + engine.device_overhead_bytes + GIB
+    assert place(machine(card(memory_bytes=enough)), QWEN, engine, ONE_USER).resident
+    assert not place(machine(card(memory_bytes=enough - 1)), QWEN, engine, ONE_USER).resident
+
+
+def test_an_older_ollama_sets_aside_457_mib_for_that_context():
+    bill = place(machine(card(memory_bytes=80 * GIB)), QWEN, OLDER, ONE_USER).memory.devices[0]
+    assert bill.overhead_bytes == 457 * MIB

@@ -16,6 +16,7 @@ from provision.hub.config import model_of_config
 from provision.hub.found import name_from
 from provision.hub.http import Remote, endpoint_of, joined, shown
 from provision.safetensors import StoredTensor
+from tests.helpers import run_cli
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=10),
@@ -161,3 +162,18 @@ def test_configurations_with_anything_in_them(data: st.DataObject) -> None:
         assert model.layer_count >= 1
         assert build.weights_bytes == 10**6
     assert refused is None or (refused.hint and "\n" not in refused.message)
+
+
+@pytest.mark.parametrize(
+    ("what", "hint"),
+    [
+        ("https://example.com/x.gguf", "hf:OWNER/REPO --endpoint https://HOST"),
+        ("hf:", "provision catalog add hf:"),
+        ("ollama:", "provision catalog add ollama:"),
+        ("foo", "ollama:foo"),
+    ],
+)
+def test_what_names_no_model_gets_a_hint_that_does(what, hint):
+    error = run_cli("catalog", "add", what, "--json")
+    assert error.json["exit_code"] == 2
+    assert error.json["errors"][0]["hint"].startswith(hint)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from provision.catalog import load_catalog
 from provision.domain.llm import AttentionLayers, Experts, LatentAttentionLayers, ModelSpec, ModelTask, Quantization
 from provision.domain.plan import Placement, Workload
 from provision.sizing import compute_buffer, kv_cache, memory, weights
@@ -44,6 +45,8 @@ def windows(windowed, full, kv_heads, head_dim, window):
     }
 
 
+LLAMACPP_NOW = load_catalog().engine("llamacpp")
+USED = Workload(context_tokens=4096, users=1)
 LLAMA_70B = model("llama", 80, 8192, 64, 8, 128, 28_672, 128_256)
 LLAMA = replace(LLAMA_8B, architecture="llama")
 QWEN = model("qwen2", 64, 5120, 40, 8, 128, 27_648, 152_064)
@@ -295,3 +298,16 @@ def test_a_state_beside_attention_is_streamed_like_one_of_its_own():
     plain, beside = (traffic(model, LLAMA_Q4, Q4_K_M) for model in (LLAMA_8B, both))
     assert beside.state_bytes == 32 * 1000
     assert beside.cache_bytes(100) == plain.cache_bytes(100) + 2 * 32 * 1000
+
+
+def test_the_output_matrix_goes_to_a_card_before_any_layer():
+    """llama.cpp counts layers from the end, the output first: no card has layers without it, and none more of them
+    for having less room."""
+    found = [
+        memory.place(machine(card(memory_bytes=GIB + mib * MIB)), QWEN_32B, QWEN_Q4, Q4_K_M, LLAMACPP_NOW, USED)[0]
+        for mib in range(0, 4096, 64)
+    ]
+    layers = [placement.gpu_layers for placement in found]
+    assert layers == sorted(layers)
+    assert layers[0] == 0 < layers[-1] < QWEN_32B.layer_count
+    assert all(placement.output_on_host == (placement.gpu_layers == 0) for placement in found)
