@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from provision import measurements
 from provision.engines import demo_model
+from tests.gguf_files import llama, llama_tensors, whole
 from tests.helpers import checked_envelope, run_cli
 from tests.models import smollm2_gguf
-from tests.unit.test_gguf import F16
-from tests.unit.test_gguf import header as gguf_header
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +71,8 @@ def test_it_ends_with_ceiling_predicted_and_measured(cache):
     assert 0 < decode["predicted"]["low"] <= decode["predicted"]["expected"] <= decode["ceiling"]
     assert {"as-predicted", "below-prediction", "above-prediction"} & {f["code"] for f in data["findings"]}
     assert data["measured"]["levels"][0]["requests"][0]["output_tokens"] == 64
+    (run,), _ = measurements.read()
+    assert (run.model, run.offload_ratio, run.decode_tokens_per_s) == ("smollm2:135m", 0.0, decode["measured"])
 
 
 def test_a_model_of_ones_own_and_a_table(cache):
@@ -105,7 +107,7 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_folder_that_goes_again(
 def test_the_log_of_a_server_that_fails_stays_where_the_hint_says(tmp_path):
     """The header is whole, the weights are not llama.cpp's: only loading finds out."""
     bad = tmp_path / "bad.gguf"
-    bad.write_bytes(gguf_header(F16) + bytes(256 * 512 * 2))
+    bad.write_bytes(whole(llama(), llama_tensors()))
     process = _start("/dev/null/nowhere", "--gguf", str(bad), "--json", TMPDIR=str(tmp_path))
     out, _ = process.communicate(timeout=180)
     (error,) = checked_envelope(json.loads(out), process.returncode)["errors"]
