@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from provision import measurements
 from provision.engines import demo_model
 from tests.gguf_files import llama, llama_tensors, whole
 from tests.helpers import checked_envelope, run_cli
@@ -70,6 +71,8 @@ def test_it_ends_with_ceiling_predicted_and_measured(cache):
     assert 0 < decode["predicted"]["low"] <= decode["predicted"]["expected"] <= decode["ceiling"]
     assert {"as-predicted", "below-prediction", "above-prediction"} & {f["code"] for f in data["findings"]}
     assert data["measured"]["levels"][0]["requests"][0]["output_tokens"] == 64
+    (run,), _ = measurements.read()
+    assert (run.model, run.offload_ratio, run.decode_tokens_per_s) == ("smollm2:135m", 0.0, decode["measured"])
 
 
 def test_a_model_of_ones_own_and_a_table(cache):
