@@ -284,7 +284,7 @@ def show_speed(screen: Screen, candidate: Candidate) -> None:
     ttft = speed.ttft_s
     if ttft:
         low, high = format_seconds(ttft.low), format_seconds(ttft.high)
-        screen.print(f"TTFT     {format_seconds(ttft.expected)} ({low}-{high})")
+        screen.print(f"TTFT     {format_seconds(ttft.expected)} ({low}-{high}) for a request alone")
     else:
         screen.print("TTFT     unknown")
 
