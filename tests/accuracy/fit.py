@@ -352,12 +352,12 @@ LEAST_TAIL = 0.02
 def tail_of(measure: str, group: str) -> Tail:
     fresh = group.endswith("unmeasured")
     if measure == "prefill":
-        return Tail(0.04, 0.75) if fresh else Tail(0.06, 0.1)
+        return Tail(0.08, 0.5) if fresh else Tail(0.11, 0.1)
     if group.startswith("partial"):
-        return Tail(0.04, 0.25)
+        return Tail(0.09, 0.25)
     if measure == "decode" and group.startswith("dense/sized"):
-        return Tail(0.13, 0.25 if fresh else 0.0)
-    return Tail(0.08, 0.25 if fresh or group.startswith("moe") else 0.0)
+        return Tail(0.1, 0.25 if fresh else 0.0)
+    return Tail(0.09, 0.25 if fresh or group.startswith("moe") else 0.0)
 
 
 MINIMUM_CELLS, MINIMUM_RIGS = 40, 3
