@@ -17,7 +17,7 @@ from provision.sizing.kv_cache import bytes_by_group
 from provision.units import MIB
 from tests import gguf_files
 from tests.gguf_files import F16, F32, TensorSpec, llama
-from tests.integration.loading import load
+from tests.integration.loading import Settings, load
 
 pytestmark = pytest.mark.slow
 
@@ -182,7 +182,7 @@ def test_states_are_those_that_llama_cpp_keeps(name: str, slots: int, tmp_path: 
     workload = Workload(context_tokens=_CONTEXT_TOKENS, users=slots)
     cache, state = bytes_by_group(model, build, workload, load_catalog().engine("llamacpp"))
     ours = [sum(g.count * each for g, each in zip(model.layers, kind, strict=True)) for kind in (cache, state)]
-    real = load(file, context_tokens=_CONTEXT_TOKENS, slots=slots)
+    (real,) = load(file, Settings(_CONTEXT_TOKENS, slots))
     rounding = 0.006 * MIB * max(1, len(real.caches))
     assert ours[0] == pytest.approx(sum(real.kv_cache.values()), abs=rounding)
     assert ours[1] == pytest.approx(sum(real.state.values()), abs=rounding)
