@@ -154,8 +154,10 @@ def case_of(row: Row, catalog: Catalog, efficiency: EfficiencyModel) -> Case:
     prompt, output, depth = (_number(row[name]) for name in ("n_prompt", "n_gen", "depth_tokens"))
     with_request = test == "llmfit-bench"
     chat = with_request or test in ("ollama-eval-rate", "llmfit bench 3 runs")
-    if test == "kv_dtype_sweep":  # fills the context, then answers with some 380 tokens
-        prompt, output, depth = _number(row["n_ctx"]), 380.0, 0.0
+    if test == "kv_dtype_sweep":  # fills the context, then answers
+        prompt, depth = _number(row["n_ctx"]), 0.0
+        if not output and metric not in ("decode", "prefill"):
+            raise Unpredictable("how long the answer was is not given, and the figure counts the prompt in")
     before = depth if depth is not None else 0.0
     prompt = prompt if prompt else _SHORT_CHAT[0] if chat else _NOT_STATED
     output = output if output else _SHORT_CHAT[1] if chat else 128.0
@@ -543,8 +545,6 @@ def quantization_of(name: str, model: str, engine: str) -> Quantization:
     """By name, else as the model's name says, else what the engine pulls by default. Raises Unpredictable."""
     text = name.lower()
     lowered = model.lower()
-    if re.match("ministral-3.*instruct", lowered) and engine == "vllm" and text == "bf16":
-        text = "fp8"  # its makers publish FP8 weights; 16 bits is what it computes in
     if text in ("", "ollama default tag"):
         text = next((part for part, _ in _BITS if part in lowered), "")
         if not text:

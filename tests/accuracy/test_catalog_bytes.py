@@ -30,8 +30,7 @@ def sums() -> list[tuple[ModelBuild, int]]:
         total = sum(part.bytes_as(kind) for part, kind in zip(parts, kinds, strict=True))
         assert total == computed_bytes(model, mix, expanded_cache=build.expanded_cache), f"{build.model} {mix.id}"
         found.append((build, total))
-    if not found:
-        pytest.skip("the catalog names no architectures")
+    assert len(found) > 500, "most builds of the catalog have a tensor list"
     return found
 
 
